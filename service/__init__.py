@@ -1,0 +1,1 @@
+"""genserve: serves trained generative models over REST and gRPC."""

@@ -1,0 +1,1 @@
+"""What serving a generative model means, without any protocol or runtime."""

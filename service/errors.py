@@ -1,0 +1,158 @@
+"""The error tree.
+
+GenserveError
+  InvalidRequest
+    MalformedRequest, UnsupportedMediaType, NotAcceptable, PayloadTooLarge
+    InvalidImage, InvalidLatent, OutOfRange, BinarisationRequired
+    LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
+  ModelNotFound, OperationNotOffered, ModelUnavailable
+  QueueFull, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
+StartupError
+  ArtifactError
+
+A GenserveError answers a request; it knows no protocol. Each transport owns one table from these
+classes to its status codes, and a test proves that both tables are complete and agree. A message
+says what was wrong, what is allowed, and what to do next. A StartupError ends the process, or
+keeps one model from serving.
+"""
+
+from typing import ClassVar
+
+
+class GenserveError(Exception):
+    """A request that can't be answered. `reason` is stable; `details` are JSON values."""
+
+    reason: ClassVar[str]
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class InvalidRequest(GenserveError):
+    """The request contradicts itself or the published schema."""
+
+    reason = "INVALID_REQUEST"
+
+
+class MalformedRequest(InvalidRequest):
+    """The bytes are not what their media type says."""
+
+    reason = "MALFORMED_REQUEST"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body's media type is not one the operation reads."""
+
+    reason = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class NotAcceptable(InvalidRequest):
+    """None of the media types asked for can be written."""
+
+    reason = "NOT_ACCEPTABLE"
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body is over the limit."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
+class InvalidImage(InvalidRequest):
+    """An image is broken, oversized, or not of the model's shape and levels."""
+
+    reason = "INVALID_IMAGE"
+
+
+class InvalidLatent(InvalidRequest):
+    """A latent is not finite or not of the model's shape."""
+
+    reason = "INVALID_LATENT"
+
+
+class OutOfRange(InvalidRequest):
+    """A number lies outside its allowed range."""
+
+    reason = "OUT_OF_RANGE"
+
+
+class BinarisationRequired(InvalidRequest):
+    """A model of binary images was given grey levels and no binarisation rule."""
+
+    reason = "BINARISATION_REQUIRED"
+
+
+class LatentSpaceMismatch(InvalidRequest):
+    """A latent comes from another latent space than the model's."""
+
+    reason = "LATENT_SPACE_MISMATCH"
+
+
+class ControlNotOffered(InvalidRequest):
+    """The model has no such control."""
+
+    reason = "CONTROL_NOT_OFFERED"
+
+
+class ConditionNotOffered(InvalidRequest):
+    """The model can't be conditioned this way."""
+
+    reason = "CONDITION_NOT_OFFERED"
+
+
+class ModelNotFound(GenserveError):
+    """No artifact has this name and version."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class OperationNotOffered(GenserveError):
+    """The model exists and doesn't have this operation."""
+
+    reason = "OPERATION_NOT_OFFERED"
+
+
+class ModelUnavailable(GenserveError):
+    """The model's artifact was refused, so it can't serve."""
+
+    reason = "MODEL_UNAVAILABLE"
+
+
+class QueueFull(GenserveError):
+    """The queue is at its bound; try again after `retry_after_seconds`."""
+
+    reason = "QUEUE_FULL"
+
+
+class DeadlineExceeded(GenserveError):
+    """The deadline passed before the result was there."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class RequestCancelled(GenserveError):
+    """The client left before the result was there."""
+
+    reason = "REQUEST_CANCELLED"
+
+
+class ShuttingDown(GenserveError):
+    """The server is draining and takes no new work."""
+
+    reason = "SHUTTING_DOWN"
+
+
+class InferenceFailed(GenserveError):
+    """Running the model's graph failed. This is a fault of the server or the artifact."""
+
+    reason = "INFERENCE_FAILED"
+
+
+class StartupError(Exception):
+    """The process can't start; the message is one sentence that names the cure."""
+
+
+class ArtifactError(StartupError):
+    """An artifact is missing a file, altered, or contradicts its own test vectors."""

@@ -1,0 +1,275 @@
+"""The row batcher: requests become rows, rows become batches, batches run on idle workers.
+
+Work-conserving: an idle worker starts at once, and what arrives meanwhile forms the next batch.
+What is queued is split over the idle workers, so a lone request for 4 rows on two idle workers runs
+as 2 + 2. A request larger than a batch is split, and its rest goes to the back of the queue, so a
+bulk request never starves the others. The decisions are `RowQueue`'s, which knows neither clocks
+nor threads nor models; `Batcher` acts on them.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from service.metrics import Metrics
+from service.runtime.session import Session
+
+Arrays = Mapping[str, NDArray[Any]]
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedGraph:
+    """A graph that is ready to run; rows for the same one can share a batch."""
+
+    model: str
+    version: str
+    name: str
+    session: Session
+
+
+@dataclass(eq=False)
+class Job:
+    """Rows waiting for one graph, all from one request."""
+
+    inputs: Arrays
+    rows: int
+    deadline: float  # on the batcher's clock, seconds
+    future: asyncio.Future[Outputs]
+    submitted: float
+    taken: int = 0  # rows handed to workers
+    finished: int = 0  # rows whose outputs are there
+    outputs: Outputs = field(default_factory=dict)
+
+    @property
+    def remaining(self) -> int:
+        """Rows not yet handed to a worker."""
+        return self.rows - self.taken
+
+
+class Slice(NamedTuple):
+    """Rows start .. stop - 1 of a job."""
+
+    job: Job
+    start: int
+    stop: int
+
+
+class RowQueue:
+    """Jobs of one graph in the order in which they get their next rows. Decides, never acts."""
+
+    def __init__(self, maximum_batch_rows: int) -> None:
+        self._maximum_batch_rows = maximum_batch_rows
+        self._jobs: deque[Job] = deque()
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting."""
+        return sum(job.remaining for job in self._jobs)
+
+    def add(self, job: Job) -> None:
+        """Queue a job."""
+        self._jobs.append(job)
+
+    def drop(self, now: float) -> list[Job]:
+        """Remove the jobs that nobody waits for any more; return those that ran out of time."""
+        expired = [job for job in self._jobs if not job.future.done() and job.deadline <= now]
+        self._jobs = deque(
+            job for job in self._jobs if not job.future.done() and job.deadline > now
+        )
+        return expired
+
+    def take(self, idle_workers: int) -> list[Slice]:
+        """Take the next batch: an idle worker's share of the rows, at most the maximum."""
+        room = min(self._maximum_batch_rows, math.ceil(self.rows / idle_workers))
+        batch: list[Slice] = []
+        while room and self._jobs:
+            job = self._jobs.popleft()
+            count = min(room, job.remaining)
+            batch.append(Slice(job, job.taken, job.taken + count))
+            job.taken += count
+            room -= count
+            if job.remaining:
+                self._jobs.append(job)
+        return batch
+
+
+class Batcher:
+    """Runs rows through sessions on a fixed set of worker threads.
+
+    Everything but `Session.run` happens on the event loop, so there are no locks.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        maximum_batch_rows: int,
+        maximum_queued_rows: int,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
+        self._idle = workers
+        self._workers = workers
+        self._maximum_batch_rows = maximum_batch_rows
+        self._maximum_queued_rows = maximum_queued_rows
+        self._metrics = metrics
+        self._clock = clock
+        # Insertion order is service order: a queue that was served moves to the end.
+        self._queues: dict[LoadedGraph, RowQueue] = {}
+        self._jobs: set[Job] = set()
+        self._batches: set[asyncio.Task[None]] = set()
+        self._seconds_per_row = 0.0
+        self._closing = False
+
+    async def run(self, graph: LoadedGraph, inputs: Arrays, deadline: float) -> Outputs:
+        """Return the outputs for all rows of `inputs`, whose arrays share their first axis.
+
+        `deadline` is in seconds on the batcher's clock. Raises QueueFull, DeadlineExceeded,
+        ShuttingDown or InferenceFailed. When the caller is cancelled, rows that are not yet
+        running are dropped.
+        """
+        job = self._admit(inputs, deadline)
+        self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows)).add(job)
+        self._jobs.add(job)
+        job.future.add_done_callback(lambda _: self._jobs.discard(job))
+        self._dispatch()
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                return await job.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed while the request was running") from None
+
+    async def close(self) -> None:
+        """Refuse new work, finish what was accepted, and stop the workers."""
+        self._closing = True
+        while self._jobs:
+            await asyncio.wait([job.future for job in self._jobs])
+        self._pool.shutdown(wait=True)
+
+    def _admit(self, inputs: Arrays, deadline: float) -> Job:
+        if self._closing:
+            raise ShuttingDown("the server is shutting down; send the request to another replica")
+        now = self._clock()
+        if deadline <= now:
+            raise DeadlineExceeded("the deadline had passed when the request arrived")
+        rows = len(next(iter(inputs.values())))
+        queued = self._queued_rows()
+        # A request that is larger than the bound on its own runs when the queue is empty.
+        if queued and queued + rows > self._maximum_queued_rows:
+            wait = max(0.1, queued * self._seconds_per_row / self._workers)
+            raise QueueFull(
+                f"{queued} rows are queued and the limit is {self._maximum_queued_rows}; "
+                f"try again in {wait:.1f} s",
+                retry_after_seconds=round(wait, 1),
+            )
+        future = asyncio.get_running_loop().create_future()
+        return Job(inputs, rows, deadline, future, now)
+
+    def _dispatch(self) -> None:
+        """Hand batches to idle workers until there are none left of either."""
+        self._drop_abandoned()
+        while self._idle and self._queues:
+            graph = next(iter(self._queues))
+            queue = self._queues.pop(graph)
+            batch = queue.take(self._idle)
+            if queue.rows:
+                self._queues[graph] = queue
+            self._start(graph, batch, drained=not queue.rows)
+        self._metrics.queued_rows.set(self._queued_rows())
+
+    def _drop_abandoned(self) -> None:
+        for graph, queue in list(self._queues.items()):
+            for job in queue.drop(self._clock()):
+                job.future.set_exception(
+                    DeadlineExceeded("the deadline passed while the request was queued")
+                )
+            if not queue.rows:
+                del self._queues[graph]
+
+    def _queued_rows(self) -> int:
+        return sum(queue.rows for queue in self._queues.values())
+
+    def _start(self, graph: LoadedGraph, batch: list[Slice], drained: bool) -> None:
+        self._idle -= 1
+        rows = sum(part.stop - part.start for part in batch)
+        full = rows == self._maximum_batch_rows
+        reason = "full" if full else "drained" if drained else "shared"
+        self._metrics.batches.labels(graph.model, graph.name, reason).inc()
+        self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
+        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows))
+        self._batches.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._batches.discard)
+
+    async def _run_batch(self, graph: LoadedGraph, batch: list[Slice], rows: int) -> None:
+        started = self._clock()
+        for part in batch:
+            self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
+        loop = asyncio.get_running_loop()
+        results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
+        seconds = self._clock() - started
+        self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+        self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+        for part, result in zip(batch, results, strict=True):
+            deliver(part, result)
+        self._idle += 1
+        self._dispatch()
+
+
+def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFailed]:
+    """Run a batch and return one result for each slice.
+
+    When the run fails, every slice runs again alone, so that only the guilty fail.
+    """
+    try:
+        outputs = session.run(_join(batch))
+    except Exception as error:  # whatever a runtime raises must not end the worker
+        if len(batch) > 1:
+            return [compute(session, [part])[0] for part in batch]
+        return [InferenceFailed(f"running the model failed: {error}")]
+    stops = np.cumsum([part.stop - part.start for part in batch]).tolist()
+    starts = [0, *stops[:-1]]
+    return [
+        {name: rows[start:stop] for name, rows in outputs.items()}
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def deliver(part: Slice, result: Outputs | InferenceFailed) -> None:
+    """Give a slice's result to its job, and answer the job when it was the last."""
+    job = part.job
+    if job.future.done():
+        return
+    if isinstance(result, InferenceFailed):
+        job.future.set_exception(result)
+        return
+    job.finished += part.stop - part.start
+    if part.stop - part.start == job.rows:
+        job.outputs = result
+    else:
+        for name, rows in result.items():
+            if name not in job.outputs:
+                job.outputs[name] = np.empty((job.rows, *rows.shape[1:]), rows.dtype)
+            job.outputs[name][part.start : part.stop] = rows
+    if job.finished == job.rows:
+        job.future.set_result(job.outputs)
+
+
+def _join(batch: list[Slice]) -> Arrays:
+    if len(batch) == 1:
+        job, start, stop = batch[0]
+        return {name: rows[start:stop] for name, rows in job.inputs.items()}
+    return {
+        name: np.concatenate([part.job.inputs[name][part.start : part.stop] for part in batch])
+        for name in batch[0].job.inputs
+    }

@@ -1,0 +1,119 @@
+"""Images as arrays, PNG and npy: levels uint8 [N, H, W, C] in memory, files at the edges."""
+
+import io
+import math
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from service.errors import InvalidImage, PayloadTooLarge
+
+Levels = NDArray[np.uint8]
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_READABLE_MODES = ("1", "L", "RGB")
+
+
+def png_to_levels(content: bytes, levels: int, maximum_pixels: int) -> Levels:
+    """Decode one PNG to levels 0 .. levels - 1, uint8 [H, W, C].
+
+    Level k is the PNG value round(k * 255 / (levels - 1)); other values are refused. Raises
+    InvalidImage for anything but a sound 8-bit grey or RGB PNG within `maximum_pixels`; the size
+    is checked from the header, before a pixel is decompressed.
+    """
+    _check_size(content, maximum_pixels)
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            _check_mode(picture)
+            values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InvalidImage(f"not a readable PNG: {error}") from error
+    return _values_to_levels(values.reshape(values.shape[0], values.shape[1], -1), levels)
+
+
+def levels_to_png(image: Levels, levels: int) -> bytes:
+    """Encode one image, uint8 [H, W, 1 or 3], as PNG; the top level becomes 255."""
+    values = _levels_to_values(image, levels)
+    picture = Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", compress_level=1)  # level 6 costs four times as much
+    return buffer.getvalue()
+
+
+def grid(images: Levels, columns: int) -> Levels:
+    """Lay images [N, H, W, C] out row by row as one [rows * H, columns * W, C]; gaps are 0."""
+    count, height, width, channels = images.shape
+    rows = math.ceil(count / columns)
+    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
+    cells[:count] = images
+    # [rows, columns, H, W, C] -> [rows, H, columns, W, C] -> [rows * H, columns * W, C]
+    cells = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return cells.reshape(rows * height, columns * width, channels)
+
+
+def array_to_npy(array: NDArray[np.generic]) -> bytes:
+    """Encode an array in numpy's npy format, version 1.0."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def npy_to_array(content: bytes, maximum_bytes: int) -> NDArray[np.generic]:
+    """Decode an npy file. Raises InvalidImage for pickles and broken files, PayloadTooLarge for
+    a header that claims more than `maximum_bytes`, before anything is allocated."""
+    try:
+        shape, _, dtype = _npy_header(io.BytesIO(content))
+        if dtype.hasobject:
+            raise InvalidImage("npy files of Python objects are refused; send numbers")
+        claimed = math.prod(shape) * dtype.itemsize
+        if claimed > maximum_bytes:
+            raise PayloadTooLarge(
+                f"the npy header claims {claimed} bytes; the limit is {maximum_bytes}"
+            )
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
+        raise InvalidImage(f"not a readable npy file: {error}") from error
+
+
+def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _check_size(content: bytes, maximum_pixels: int) -> None:
+    """Read the size from the header, which the format puts at bytes 16 to 24."""
+    if not content.startswith(_PNG_SIGNATURE) or len(content) < 24:
+        raise InvalidImage("not a readable PNG: it does not start as one")
+    width, height = struct.unpack(">II", content[16:24])
+    if width * height > maximum_pixels:
+        raise InvalidImage(
+            f"the image is {width} x {height}; at most {maximum_pixels} pixels are read"
+        )
+
+
+def _check_mode(picture: Image.Image) -> None:
+    if picture.mode not in _READABLE_MODES:
+        raise InvalidImage(
+            f"the PNG has mode {picture.mode}; 8-bit grey (L) and RGB are read. "
+            "Convert it first: nothing is converted silently"
+        )
+
+
+def _values_to_levels(values: Levels, levels: int) -> Levels:
+    image = np.rint(values.astype(np.float64) * (levels - 1) / 255).astype(np.uint8)
+    if np.any(_levels_to_values(image, levels) != values):
+        raise InvalidImage(
+            f"the PNG holds values between the model's {levels} levels; "
+            f"level k is written as round(k * 255 / {levels - 1})"
+        )
+    return image
+
+
+def _levels_to_values(image: Levels, levels: int) -> Levels:
+    if levels == 256:
+        return image
+    return np.rint(image.astype(np.float64) * 255 / (levels - 1)).astype(np.uint8)

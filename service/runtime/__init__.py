@@ -1,0 +1,1 @@
+"""Running one graph: the session protocol and its ONNX Runtime implementation."""

@@ -28,7 +28,9 @@ def png_to_levels(content: bytes, levels: int, maximum_pixels: int) -> Levels:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             _check_mode(picture)
             values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        raise InvalidImage("not a readable PNG: its header is broken") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise InvalidImage(f"not a readable PNG: {error}") from error
     return _values_to_levels(values.reshape(values.shape[0], values.shape[1], -1), levels)
 
@@ -61,27 +63,34 @@ def array_to_npy(array: NDArray[np.generic]) -> bytes:
 
 
 def npy_to_array(content: bytes, maximum_bytes: int) -> NDArray[np.generic]:
-    """Decode an npy file. Raises InvalidImage for pickles and broken files, PayloadTooLarge for
-    a header that claims more than `maximum_bytes`, before anything is allocated."""
+    """Decode an npy file of integers or floats. Raises InvalidImage for all others and for broken
+    files, PayloadTooLarge for a header that claims more than `maximum_bytes`, before anything is
+    allocated."""
+    shape, dtype = _npy_header(content)
+    if dtype.kind not in "iuf":
+        raise InvalidImage(f"the npy file holds {dtype}; send integers or floats")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > maximum_bytes:
+        raise PayloadTooLarge(
+            f"the npy header claims {claimed} bytes; the limit is {maximum_bytes}"
+        )
     try:
-        shape, _, dtype = _npy_header(io.BytesIO(content))
-        if dtype.hasobject:
-            raise InvalidImage("npy files of Python objects are refused; send numbers")
-        claimed = math.prod(shape) * dtype.itemsize
-        if claimed > maximum_bytes:
-            raise PayloadTooLarge(
-                f"the npy header claims {claimed} bytes; the limit is {maximum_bytes}"
-            )
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError) as error:
+    except (ValueError, EOFError, OSError, OverflowError) as error:
         raise InvalidImage(f"not a readable npy file: {error}") from error
 
 
-def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    return np.lib.format.read_array_header_2_0(file)
+def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    file = io.BytesIO(content)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    except Exception as error:  # numpy parses a Python literal, and lets out whatever that raises
+        raise InvalidImage("not a readable npy file: its header is broken") from error
+    return shape, dtype
 
 
 def _check_size(content: bytes, maximum_pixels: int) -> None:

@@ -1,0 +1,1 @@
+"""Generative models in PyTorch: families, recipes, training and trained weights."""

@@ -1,0 +1,1 @@
+"""Autoencoders with a prior to sample from: one paper a file."""

@@ -1,0 +1,228 @@
+"""Variational autoencoder with a Bernoulli decoder.
+
+Diederik P. Kingma and Max Welling, "Auto-Encoding Variational Bayes", 2013, arXiv:1312.6114.
+A decoder p(x|z) and an encoder q(z|x) are fitted together by maximising the evidence lower bound
+(their equation 3), with the reparameterised draw z = mean + deviation * noise (section 2.4).
+The bound from k draws is that of Yuri Burda, Roger Grosse and Ruslan Salakhutdinov, "Importance
+Weighted Autoencoders", 2015, arXiv:1509.00519 (equation 8).
+
+A Bernoulli decoder is a distribution over binary pictures: while training, every pixel is drawn
+afresh with its grey value as probability (dynamic binarisation).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from model_zoo.cards import (
+    BINARISATION,
+    LATENT_CONTROLS,
+    image_event,
+    image_preprocess,
+    likelihood_bound,
+    normal_latent,
+)
+from model_zoo.data import in_chunks
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.layers import (
+    ResidualBlock,
+    normal_noise,
+    standard_error,
+    standard_normal_log_density,
+    uniform_noise,
+)
+
+IMPORTANCE_DRAWS = 64
+CHUNK = 500  # images measured at a time
+LOG_DEVIATION_LIMIT = 7.0  # exp(7) is far beyond any posterior; keeps the exponential finite
+
+
+class VariationalAutoencoder(Family):
+    """Convolutional encoder and decoder around a normal latent vector."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        latent_size: int = 32,
+        width: int = 64,
+        residual_blocks: int = 2,
+    ):
+        """Build for images [channels, height, width] whose sides are multiples of 4.
+
+        `width` is the number of channels at a quarter of the resolution.
+        """
+        super().__init__()
+        self.image_shape, self.latent_size = tuple(image_shape), latent_size
+        channels, height, width_pixels = self.image_shape
+        inner = (width, height // 4, width_pixels // 4)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),  # 28 -> 14
+            nn.SiLU(),
+            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # 14 -> 7
+            *(ResidualBlock(width) for _ in range(residual_blocks)),
+            nn.SiLU(),
+            nn.Flatten(),  # [N, width, 7, 7] -> [N, width * 49]
+            nn.Linear(math.prod(inner), 2 * latent_size),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_size, math.prod(inner)),
+            nn.Unflatten(1, inner),  # [N, width * 49] -> [N, width, 7, 7]
+            *(ResidualBlock(width) for _ in range(residual_blocks)),
+            nn.SiLU(),
+            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # 7 -> 14
+            nn.SiLU(),
+            nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),  # 14 -> 28
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in [0, 1] to mean and log deviation of q(z|x), each [N, latent]."""
+        mean, log_deviation = self.encoder(2 * x - 1).float().chunk(2, dim=1)
+        return mean, log_deviation.clamp(-LOG_DEVIATION_LIMIT, LOG_DEVIATION_LIMIT)
+
+    def decode_logits(self, latent: Tensor) -> Tensor:
+        """Map z to the log odds of every pixel being on."""
+        return self.decoder(latent).float()
+
+    def log_weight(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return log p(x|z) + log p(z) - log q(z|x) in nats, [N], for binary x and one z a row.
+
+        Its mean over noise is the evidence lower bound; exp of it averages to p(x).
+        """
+        mean, log_deviation = self.encode(x)
+        latent = mean + log_deviation.exp() * noise
+        log_prior = standard_normal_log_density(latent)
+        log_posterior = standard_normal_log_density(noise) - log_deviation.sum(dim=1)
+        return bernoulli_log_mass(x, self.decode_logits(latent)) + log_prior - log_posterior
+
+    def evidence_lower_bound(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return the bound in nats, [N], its divergence in closed form (appendix B).
+
+        The expectation is that of `log_weight`, the variance smaller.
+        """
+        mean, log_deviation = self.encode(x)
+        latent = mean + log_deviation.exp() * noise
+        divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
+        return bernoulli_log_mass(x, self.decode_logits(latent)) - divergence.sum(dim=1)
+
+    def objectives(self) -> dict[str, Objective]:
+        """Return the one loss: minus the evidence lower bound on binarised images."""
+        return {"autoencoder": Objective(list(self.parameters()), self._loss)}
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        x = binarise(batch.images, generator)
+        noise = normal_noise((len(x), self.latent_size), generator)
+        return -self.evidence_lower_bound(x, noise).mean()
+
+    @torch.no_grad()
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Measure the bound on all images and the importance-weighted one on every tenth."""
+        binary = Batch(binarise(data.images, generator), data.labels)
+        bound = torch.cat(
+            [self._draw_log_weight(chunk.images, generator) for chunk in in_chunks(binary, CHUNK)]
+        )
+        return [
+            _figure("elbo", bound, "one posterior draw an image", VAE_PUBLISHED),
+            _figure(
+                f"iwae_{IMPORTANCE_DRAWS}",
+                self._importance_bound(binary.images[::10], generator),
+                f"{IMPORTANCE_DRAWS} posterior draws an image, every tenth image",
+                None,
+            ),
+        ]
+
+    def _draw_log_weight(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.log_weight(x, normal_noise((len(x), self.latent_size), generator))
+
+    def _importance_bound(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        draws = [self._draw_log_weight(x, generator) for _ in range(IMPORTANCE_DRAWS)]
+        return torch.stack(draws).logsumexp(dim=0) - math.log(IMPORTANCE_DRAWS)
+
+    def card(self) -> Card:
+        """Describe the model to those who serve it."""
+        return Card(
+            family="variational autoencoder",
+            event=image_event(self.image_shape),
+            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
+            latent=normal_latent(self.latent_size),
+            controls=LATENT_CONTROLS,
+            operations={
+                "sample": {},
+                "encode": {},
+                "decode": {},
+                "reconstruct": {},
+                "interpolate": {},
+                "likelihood": likelihood_bound("elbo", "iwae", draws=16),
+            },
+        )
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return encode, decode and log_likelihood; switches the model to eval mode."""
+        data = Port("data", "data", self.image_shape)
+        latent = Port("latent", "latent", (self.latent_size,))
+        deviation = Port("latent_deviation", "latent_deviation", (self.latent_size,))
+        noise = Port("noise", "noise", (self.latent_size,), "float32", "normal", "posterior")
+        log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        return (
+            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
+            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("log_likelihood", LogWeight(self).eval(), (data, noise), (log_likelihood,)),
+        )
+
+
+class Encode(nn.Module):
+    """Graph: image to mean and deviation of the posterior."""
+
+    def __init__(self, model: VariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [N, C, H, W] in [0, 1] to two [N, latent]."""
+        mean, log_deviation = self.model.encode(data)
+        return mean, log_deviation.exp()
+
+
+class Decode(nn.Module):
+    """Graph: latent to the mean picture."""
+
+    def __init__(self, model: VariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Map [N, latent] to intensities in [0, 1], [N, C, H, W]."""
+        return torch.sigmoid(self.model.decode_logits(latent))
+
+
+class LogWeight(nn.Module):
+    """Graph: binary image and posterior noise to one log importance weight."""
+
+    def __init__(self, model: VariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Map [N, C, H, W] in {0, 1} and [N, latent] to nats, [N]."""
+        return self.model.log_weight(data, noise)
+
+
+def bernoulli_log_mass(x: Tensor, logits: Tensor) -> Tensor:
+    """Return log p(x|z) in nats, [N], summed over pixels; exact for logits of any size."""
+    return (x * logits - softplus(logits)).flatten(1).sum(dim=1)
+
+
+def binarise(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel as 0 or 1 with its level / 255 as probability of 1."""
+    return (uniform_noise(tuple(levels.shape), generator) < levels / 255).float()
+
+
+VAE_PUBLISHED = {"value": -86.77, "source": "VAE, dynamic binarisation, pytorch-generative README"}
+
+
+def _figure(name: str, nats: Tensor, draws: str, published: dict | None) -> Figure:
+    protocol = f"lower bound on log P(x), pixels drawn 0 or 1 by their grey value once, {draws}"
+    return Figure(name, nats.mean().item(), "nats", protocol, standard_error(nats), published)

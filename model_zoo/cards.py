@@ -1,0 +1,74 @@
+"""The parts of a card that image models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LATENT_CONTROLS: dict[str, dict[str, Any]] = {
+    "temperature": {
+        "meaning": "standard deviation of the latent prior",
+        "minimum": 0.0,
+        "maximum": 2.0,
+        "default": 1.0,
+    },
+    "truncation": {
+        "meaning": "largest absolute value of a latent coordinate, drawn from the truncated normal",
+        "minimum": 0.01,
+        "maximum": 10.0,
+        "default": None,
+    },
+}
+
+BINARISATION: dict[str, Any] = {
+    "levels": 2,
+    "rules": ["threshold", "stochastic"],
+    "required_by": ["likelihood"],
+}
+
+
+def image_event(shape: tuple[int, int, int], base_measure: str = "counting") -> dict[str, Any]:
+    """Describe 8-bit images of `shape` [channels, height, width]."""
+    channels, height, width = shape
+    return {
+        "kind": "image",
+        "shape": [height, width, channels],
+        "levels": 256,
+        "base_measure": base_measure,
+    }
+
+
+def image_preprocess(
+    low: float,
+    high: float,
+    binarisation: Mapping[str, Any] | None = None,
+    dequantisation: str | None = None,
+) -> dict[str, Any]:
+    """Describe graphs that take levels 0..255 as values from `low` to `high`."""
+    return {
+        "range": [low, high],
+        "mean": [0.0],
+        "deviation": [1.0],
+        "layout": "NCHW",
+        "padding": [0, 0, 0, 0],
+        "binarisation": binarisation,
+        "dequantisation": dequantisation,
+    }
+
+
+def normal_latent(size: int) -> dict[str, Any]:
+    """Describe a latent of `size` coordinates with a standard normal prior."""
+    return {"shape": [size], "prior": "standard_normal"}
+
+
+def likelihood_bound(estimator: str, importance_estimator: str, draws: int) -> dict[str, Any]:
+    """Describe a lower bound on log P(x), estimated from `draws` weights an image."""
+    return {
+        "quantity": "probability",
+        "kind": "lower_bound",
+        "base_measure": "counting",
+        "estimator": estimator,
+        "draws": draws,
+        "importance_estimator": importance_estimator,
+        "conditioning": "none",
+    }

@@ -1,0 +1,137 @@
+"""The family contract: what training and export may ask of a generative model.
+
+A family is one `nn.Module` that knows three things about itself: the losses it is trained with
+(`objectives`), how good it is (`evaluate`), and how it is served (`card` and `graphs`). Nothing
+else in the project branches on a family; a new one is this contract in one file and a recipe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH = "batch"
+"""Name of the free leading axis of every graph input and output."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training examples: `images` are levels 0..255, float32 [N, C, H, W]; `labels` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One loss and the parameters that descend it; a GAN has two of them, stepped in turn.
+
+    `loss` maps a batch and a generator (the only source of randomness) to a scalar. Each objective
+    calls for an optimiser of the same name in the recipe.
+    """
+
+    parameters: Iterable[nn.Parameter]
+    loss: Callable[[Batch, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number with everything needed to compare it with another.
+
+    `protocol` says how it was measured, in a sentence; `published` holds the `value` and `source`
+    of the figure to set it beside, or is None where there is none on the same protocol.
+    """
+
+    name: str
+    value: float
+    unit: str
+    protocol: str
+    standard_error: float | None = None
+    published: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph. `shape` leaves out the batch axis.
+
+    Roles of inputs: data, latent, codes, condition, noise, control, cache, forced. Roles of
+    outputs: data, latent, latent_deviation, log_likelihood (nats). A noise input also names its
+    `distribution` (uniform or normal) and its `purpose`, which keys the noise scheme.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    distribution: str | None = None
+    purpose: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A pure function to be served: `module(*inputs)` returns a tensor, or a tuple as `outputs`.
+
+    Pure means that it draws no randomness and keeps no state: noise enters as an input, and row i
+    of every output depends on row i of the inputs only. An existing ONNX file may stand in for the
+    module; its inputs and outputs are then matched to the ports by order.
+    """
+
+    name: str
+    module: nn.Module | Path
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model says of itself to those who serve it; the exporter copies it to the manifest.
+
+    `family` is a word for people. `event` has kind, shape [height, width, channels], levels and
+    base measure of the density. `preprocess` maps levels to graph values:
+    value = (low + (high - low) * level / (levels - 1) - mean) / deviation.
+    `latent` has shape and prior; `condition` kinds, names and prior; both None where there is none.
+    `controls` maps a request field to meaning, minimum, maximum and default. `operations` maps
+    each operation offered to the graphs that it runs and what its answer means.
+    """
+
+    family: str
+    event: Mapping[str, Any]
+    preprocess: Mapping[str, Any]
+    operations: Mapping[str, Mapping[str, Any]]
+    latent: Mapping[str, Any] | None = None
+    condition: Mapping[str, Any] | None = None
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    program: str = "single_pass"
+
+
+class Trainable(nn.Module, ABC):
+    """What the training loop needs to know: the losses, and how good the model is.
+
+    A generative model is a `Family`; a network that only measures others is no more than this.
+    """
+
+    @abstractmethod
+    def objectives(self) -> dict[str, Objective]:
+        """Return the losses by name, in the order in which one training step takes them."""
+
+    @abstractmethod
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Measure the model on a split, in eval mode. The first figure is the one to select by."""
+
+
+class Family(Trainable):
+    """A generative model that can be trained, measured and exported."""
+
+    @abstractmethod
+    def card(self) -> Card:
+        """Describe the model to those who serve it."""
+
+    @abstractmethod
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return the pure functions that the card's operations run, in eval mode."""

@@ -1,0 +1,1 @@
+"""Normalising flows: one paper a file."""

@@ -1,0 +1,59 @@
+"""Sample sheets: what a model's decode graph paints from fixed noise, as one PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from model_zoo.family import Card, Family, Port
+
+ROWS = 10
+SHEET_SEED = 0
+
+
+@torch.no_grad()
+def write_sample_sheet(model: Family, path: Path) -> None:
+    """Write ROWS x ROWS samples from the prior, one class a column where there are classes.
+
+    Does nothing for a model without a decode graph. Leaves the model in eval mode.
+    """
+    graphs = {graph.name: graph for graph in model.graphs()}
+    if "decode" not in graphs:
+        return
+    generator = torch.Generator().manual_seed(SHEET_SEED)
+    device = next(model.parameters()).device
+    decode = graphs["decode"]
+    inputs = [_fixed_input(port, generator).to(device) for port in decode.inputs]
+    levels = to_levels(decode.module(*inputs), model.card())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(_grid(levels).cpu().numpy()).save(path)
+
+
+def to_levels(values: Tensor, card: Card) -> Tensor:
+    """Undo the card's preprocessing: graph values [N, C, H, W] to the nearest uint8 level."""
+    low, high = card.preprocess["range"]
+    mean, deviation = (
+        torch.tensor(card.preprocess[key], device=values.device).reshape(-1, 1, 1)
+        for key in ("mean", "deviation")
+    )
+    unit = (values * deviation + mean - low) / (high - low)
+    return (unit * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _fixed_input(port: Port, generator: torch.Generator) -> Tensor:
+    count = ROWS * ROWS
+    if port.role == "condition":
+        return one_hot(torch.arange(count) % ROWS % port.shape[0], port.shape[0]).float()
+    return torch.randn(count, *port.shape, generator=generator)
+
+
+def _grid(images: Tensor) -> Tensor:
+    """Lay [N, C, H, W] out as one picture [ROWS * H, ROWS * W], with a last axis for colour."""
+    count, channels, height, width = images.shape
+    rows = images.reshape(ROWS, count // ROWS, channels, height, width)
+    picture = rows.permute(0, 3, 1, 4, 2).reshape(ROWS * height, -1, channels)
+    return picture.squeeze(2) if channels == 1 else picture

@@ -1,0 +1,297 @@
+"""The training loop, one for all families: a recipe in, weights and measured figures out.
+
+Run `python -m model_zoo.train RECIPE`, or without a recipe for all of them. A run lives in
+`runs/<model>/`: a checkpoint after every epoch, from which a run that was stopped goes on bit for
+bit; `log.jsonl` with the figures on the `select` split; sample sheets. When the last epoch is
+over, the weights kept are measured once on the test split and written to `model_zoo/weights/` with
+a record of what they are. The same recipe gives the same weights, for one build of torch and one
+number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from tqdm import tqdm
+
+from model_zoo.data import DataError, Examples, describe_splits, load_splits
+from model_zoo.family import Family, Figure, Objective, Trainable
+from model_zoo.recipe import (
+    PACKAGE,
+    WEIGHTS,
+    OptimiserRecipe,
+    Recipe,
+    RecipeError,
+    build,
+    read_recipe,
+    recipe_names,
+)
+from model_zoo.sheets import write_sample_sheet
+
+RUNS = PACKAGE.parent / "runs"
+EVALUATION_SEED = 0  # the same draws for every epoch, so that epochs can be compared
+
+
+class TrainingError(Exception):
+    """A run that cannot go on: what happened, and what to do."""
+
+
+class Run:
+    """The state of one training run and its folder."""
+
+    def __init__(self, recipe: Recipe, splits: Mapping[str, Examples], folder: Path):
+        """Start afresh, or from the checkpoint in `folder` if there is one.
+
+        Raises TrainingError where the checkpoint belongs to another recipe.
+        """
+        torch.manual_seed(recipe.seed)  # initial weights
+        self.recipe, self.folder = recipe, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.splits = {name: examples.to(self.device) for name, examples in splits.items()}
+        self.model = build(recipe).to(self.device, memory_format=torch.channels_last)
+        self.average = deepcopy(self.model)
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed)
+        self.objectives = self.model.objectives()
+        self.optimisers = {
+            name: torch.optim.Adam(objective.parameters, betas=recipe.optimisers[name].betas)
+            for name, objective in self.objectives.items()
+        }
+        self.epoch = 0
+        self.best: float | None = None
+        self._resume()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the fit split; what is left over waits for another shuffle."""
+        return len(self.splits["fit"]) // self.recipe.batch_size
+
+    def train(self) -> None:
+        """Run the epochs that are left."""
+        with self._progress() as progress:
+            while self.epoch < self.recipe.epochs:
+                self._train_epoch(progress)
+                self.epoch += 1
+                self._close_epoch()
+
+    def _train_epoch(self, progress: tqdm) -> None:
+        self.model.train()
+        for step, indices in enumerate(self._shuffled_batches()):
+            batch = self.splits["fit"].batch(indices)
+            losses = {
+                name: self._descend(name, objective, batch, self._global_step(step))
+                for name, objective in self.objectives.items()
+            }
+            self._update_average(self._global_step(step))
+            progress.set_postfix({name: f"{loss:.4g}" for name, loss in losses.items()})
+            progress.update()
+
+    def _shuffled_batches(self) -> Iterator[torch.Tensor]:
+        order = torch.randperm(
+            len(self.splits["fit"]), generator=self.generator, device=self.device
+        )
+        whole = self.steps_per_epoch * self.recipe.batch_size
+        return iter(order[:whole].split(self.recipe.batch_size))
+
+    def _global_step(self, step: int) -> int:
+        return self.epoch * self.steps_per_epoch + step
+
+    def _descend(self, name: str, objective: Objective, batch: Any, step: int) -> float:
+        """Take one optimiser step on one objective and return its loss."""
+        optimiser, settings = self.optimisers[name], self.recipe.optimisers[name]
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(settings, step, self.recipe.epochs * self.steps_per_epoch)
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            loss = objective.loss(batch, self.generator)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"{self.recipe.name}: loss of {name} is {loss.item()} at step {step}; lower its "
+                "learning rate or its gradient norm in the recipe"
+            )
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters, settings.gradient_norm)
+        optimiser.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        """Move the averaged weights and statistics towards those of this step.
+
+        Early on the average is short, so that it forgets the initial weights.
+        """
+        new_share = 1 - min(self.recipe.average_decay, (1 + step) / (10 + step))
+        averages = self.average.state_dict().values()
+        for average, current in zip(averages, self.model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(current, new_share)
+            else:
+                average.copy_(current)
+
+    # After an epoch
+
+    def _close_epoch(self) -> None:
+        figures = self.measure(self.average, "select")
+        if isinstance(self.average, Family):
+            write_sample_sheet(self.average, self.folder / "samples" / f"{self.epoch:03}.png")
+        if self._is_best(figures[0].value):
+            self.best = figures[0].value
+            write_atomically(
+                self.folder / "kept.safetensors", lambda path: save_model(self.average, path)
+            )
+        write_atomically(
+            self.folder / "checkpoint.pt", lambda path: torch.save(self._state(), path)
+        )
+        self._log(figures)  # last, so that an epoch done twice is logged once
+
+    def measure(self, model: Trainable, split: str) -> list[Figure]:
+        """Evaluate a model on a split with fixed draws."""
+        generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
+        return model.eval().evaluate(self.splits[split].batch(), generator)
+
+    def _is_best(self, value: float) -> bool:
+        if self.best is None or self.recipe.keep == "last":
+            return True
+        return value > self.best if self.recipe.keep == "highest" else value < self.best
+
+    def _log(self, figures: list[Figure]) -> None:
+        line = {"epoch": self.epoch} | {figure.name: figure.value for figure in figures}
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            total=self.recipe.epochs * self.steps_per_epoch,
+            initial=self.epoch * self.steps_per_epoch,
+            desc=self.recipe.name,
+            unit="step",
+            mininterval=1.0,
+        )
+
+    # Stopping and going on
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "recipe": asdict(self.recipe),
+            "epoch": self.epoch,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": {name: opt.state_dict() for name, opt in self.optimisers.items()},
+            "generator": self.generator.get_state(),
+        }
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["recipe"] != asdict(self.recipe):
+            raise TrainingError(
+                f"{path} was made by another version of the recipe {self.recipe.name}: restore "
+                f"the recipe, or delete {self.folder} to start afresh"
+            )
+        self.epoch, self.best = state["epoch"], state["best"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.generator.set_state(state["generator"])
+
+
+def train(
+    recipe: Recipe,
+    splits: Mapping[str, Examples] | None = None,
+    runs: Path = RUNS,
+    weights: Path = WEIGHTS,
+) -> None:
+    """Train by a recipe, or go on where a stopped run was, and write weights and record.
+
+    `splits` are the recipe's data set unless given. Raises DataError, RecipeError, TrainingError.
+    """
+    splits = splits or load_splits(recipe.dataset)
+    folder = runs / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(recipe, splits, folder)
+    run.train()
+    model = run.average
+    load_model(model, folder / "kept.safetensors")
+    weights.mkdir(parents=True, exist_ok=True)
+    write_atomically(weights / f"{recipe.name}.safetensors", lambda path: save_model(model, path))
+    record = make_record(recipe, model, run.measure(model, "test"), splits)
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(weights / f"{recipe.name}.json", lambda path: path.write_text(text))
+
+
+def make_record(
+    recipe: Recipe, model: Trainable, figures: list[Figure], splits: Mapping[str, Examples]
+) -> dict[str, Any]:
+    """Return what there is to know about trained weights: figures, splits and provenance."""
+    return {
+        "model": recipe.name,
+        "figures": [asdict(figure) for figure in figures],
+        "splits": describe_splits(splits),
+        "provenance": {
+            "recipe": recipe.name,
+            "family": recipe.family,
+            "dataset": recipe.dataset,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "torch": torch.__version__,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+    }
+
+
+def learning_rate(settings: OptimiserRecipe, step: int, steps: int) -> float:
+    """Return the rate at a step: a line up over the warm-up, then half a cosine down."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    height = 0.5 * (1 + math.cos(math.pi * progress))  # 1 -> 0
+    first, last = settings.learning_rate, settings.final_learning_rate
+    return last + (first - last) * height
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a file beside `path`, then put it in place, so none is ever half written."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    partial.chmod(0o644)  # safetensors writes files that only their owner can read
+    os.replace(partial, path)
+
+
+def training_order() -> list[str]:
+    """Return all bundled recipes, judges of others first."""
+    recipes = [read_recipe(name) for name in recipe_names()]
+    judges = {recipe.model.get("judge") for recipe in recipes}
+    return sorted((recipe.name for recipe in recipes), key=lambda name: (name not in judges, name))
+
+
+def main() -> None:
+    """Train the recipes named on the command line, or all of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model_zoo.train",
+        description="Train models by their recipes. A stopped run goes on where it was.",
+    )
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="a name or a .toml file")
+    try:
+        for name in parser.parse_args().recipes or training_order():
+            train(read_recipe(name))
+    except (DataError, RecipeError, TrainingError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

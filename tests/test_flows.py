@@ -1,0 +1,218 @@
+"""Flows: exact inverse, exact log-determinant, and a density that is one."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model_zoo.data import data_directory, load
+from model_zoo.family import Batch
+from model_zoo.flows import real_nvp
+from model_zoo.flows.real_nvp import Coupling, LogitOfLevels, MultiScaleFlow, RealNVP, Squeeze
+from model_zoo.recipe import load_trained
+
+TINY = {"image_shape": (1, 8, 8), "widths": (4, 4), "couplings": (6, 4)}
+BITS = math.log(2)
+
+
+def shake(model: nn.Module, seed: int = 0, size: float = 0.3) -> nn.Module:
+    """Move every parameter at random: fresh couplings are the identity and would prove nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def tiny_flow(seed: int = 0) -> RealNVP:
+    torch.manual_seed(seed)
+    return shake(RealNVP(**TINY), seed, size=0.1).double()
+
+
+def planar_flow(seed: int) -> MultiScaleFlow:
+    """A flow over the plane that bends it visibly."""
+    torch.manual_seed(seed)
+    masks = [torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])] * 2
+    networks = [nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in masks]
+    couplings = [Coupling(mask, net) for mask, net in zip(masks, networks, strict=True)]
+    return shake(MultiScaleFlow([2], [couplings]), seed)
+
+
+def random_levels(count: int, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, *shape), generator=generator).float()
+
+
+def autograd_log_determinant(function, x: Tensor) -> Tensor:
+    size = x.numel()
+    jacobian = torch.autograd.functional.jacobian(function, x).reshape(size, size)
+    return torch.linalg.slogdet(jacobian).logabsdet
+
+
+# The core
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31))
+def test_couplings_on_the_plane_invert(seed: int):
+    flow = planar_flow(seed).double()
+    x = torch.randn(16, 2, dtype=torch.float64)
+    assert torch.allclose(flow.inverse(flow(x)[0]), x, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_density_on_the_plane_integrates_to_one(seed: int):
+    flow = planar_flow(seed)
+    axis = torch.linspace(-15, 15, 601)
+    grid = torch.cartesian_prod(axis, axis)
+    density = flow.log_density(grid).exp()
+    mass = density.sum().item() * (axis[1] - axis[0]).item() ** 2
+    assert mass == pytest.approx(1, abs=0.01)
+    normal = torch.distributions.Normal(0, 1).log_prob(grid).sum(1).exp()
+    assert (density - normal).abs().max() > 0.02, "the flow bends nothing, so this proves nothing"
+
+
+def test_trained_density_on_the_plane_integrates_to_one():
+    """Two bars beside each other: fitted, the mass goes where the data is and stays one."""
+    torch.manual_seed(0)
+    flow = planar_flow(0)
+    optimiser = torch.optim.Adam(flow.parameters(), lr=0.01)
+    for _ in range(300):
+        x = torch.randn(256, 2) * torch.tensor([0.2, 1.0])
+        x[:, 0] += torch.randint(2, (256,)) * 2.0 - 1
+        loss = -flow.log_density(x).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    axis = torch.linspace(-8, 8, 801)
+    density = flow.log_density(torch.cartesian_prod(axis, axis)).exp().reshape(801, 801)
+    assert density.sum().item() * 0.02**2 == pytest.approx(1, abs=0.01)
+    gap, bar = density.sum(1)[400], density.sum(1)[450]  # at 0 and at 1
+    assert bar > 2 * gap
+
+
+@pytest.mark.parametrize("mask", [real_nvp.checkerboard_masks(1)[0], real_nvp.channel_masks(4)[0]])
+def test_coupling_keeps_what_its_mask_says(mask: Tensor):
+    coupling = shake(Coupling(mask, real_nvp.coupling_network(4, width=3, residual_blocks=1)))
+    x = torch.randn(2, 4, 3, 3)
+    y, _ = coupling(x)
+    assert torch.equal(y * mask, x * mask)
+    assert (y != x)[:, mask.flatten() == 0].all()
+
+
+def test_squeezed_masks_are_a_checkerboard():
+    mask, _ = real_nvp.checkerboard_masks(1)
+    board = Squeeze().inverse(mask.expand(4, 2, 2)[None])[0, 0]
+    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    assert torch.equal(board, ((rows + columns) % 2 == 0).float())
+
+
+def test_fresh_couplings_are_the_identity():
+    flow = RealNVP(**TINY).flow
+    x = torch.randn(2, 1, 8, 8)
+    _, log_determinant = flow(x)
+    assert torch.equal(log_determinant, torch.zeros(2))
+    assert torch.allclose(flow.inverse(flow(x)[0]), x)
+
+
+# Levels and images
+
+
+@pytest.mark.parametrize("margin", [1e-3, 0.05])
+def test_logit_of_levels_has_the_density_of_its_mass(margin: float):
+    """Integrated over all levels, the density is the normal mass of the interval they reach."""
+    logit = shake(LogitOfLevels(margin, channels=1)).double()
+    levels = (torch.arange(2_000_000, dtype=torch.float64) + 0.5) * 256 / 2_000_000
+    x, log_determinant = logit(levels.reshape(-1, 1, 1, 1))
+    normal = torch.distributions.Normal(0, 1)
+    density = (normal.log_prob(x.flatten()) + log_determinant).exp()
+    ends, _ = logit(torch.tensor([0.0, 256.0], dtype=torch.float64).reshape(2, 1, 1, 1))
+    low, high = normal.cdf(ends.flatten())
+    assert density.mean().item() * 256 == pytest.approx((high - low).item(), rel=1e-5)
+
+
+def test_log_determinant_is_that_of_autograd():
+    model = tiny_flow()
+    levels = random_levels(1, (1, 8, 8)).double() + 0.5
+    _, log_determinant = model.encode(levels)
+    expected = autograd_log_determinant(lambda x: model.encode(x)[0], levels)
+    assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-8)
+
+
+def test_scales_with_colour_invert_and_have_the_log_determinant_of_autograd():
+    torch.manual_seed(0)
+    model = shake(RealNVP((2, 4, 4), widths=(4, 4)), size=0.1).double()
+    levels = random_levels(1, (2, 4, 4)).double() + 0.5
+    latent, log_determinant = model.encode(levels)
+    assert latent.shape == (1, 32)
+    assert torch.allclose(model.decode(latent), levels, atol=1e-8)
+    expected = autograd_log_determinant(lambda x: model.encode(x)[0], levels)
+    assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-8)
+
+
+def test_log_density_is_prior_plus_log_determinant_whatever_the_batch():
+    model = tiny_flow()
+    levels = random_levels(5, (1, 8, 8)).double() + 0.5
+    together = model.log_density(levels)
+    alone = torch.cat([model.log_density(row[None]) for row in levels])
+    assert torch.allclose(together, alone, atol=1e-9)
+    latent, log_determinant = model.encode(levels)
+    prior = torch.distributions.Normal(0, 1).log_prob(latent).sum(1)
+    assert torch.allclose(together, prior + log_determinant, atol=1e-9)
+
+
+def test_bits_per_dimension_are_minus_log_density_in_bits():
+    model = tiny_flow().float()
+    data = Batch(random_levels(6, (1, 8, 8)), torch.zeros(6, dtype=torch.int64))
+    (figure,) = model.evaluate(data, torch.Generator().manual_seed(0))
+    graph = {graph.name: graph for graph in model.graphs()}["log_likelihood"]
+    noise = torch.rand(data.images.shape, generator=torch.Generator().manual_seed(0))
+    nats = graph.module(data.images, noise).mean().item()
+    assert figure.value == pytest.approx(-nats / (64 * BITS), rel=1e-5)
+
+
+def test_a_few_steps_of_training_lower_the_bits():
+    torch.manual_seed(0)
+    model = RealNVP(**TINY)
+    generator = torch.Generator().manual_seed(0)
+    stripes = torch.zeros(64, 1, 8, 8)
+    stripes[:, :, ::2] = 200.0
+    batch = Batch(stripes, torch.zeros(64, dtype=torch.int64))
+    (objective,) = model.objectives().values()
+    optimiser = torch.optim.Adam(objective.parameters, lr=0.01)
+    losses = []
+    for _ in range(30):
+        loss = objective.loss(batch, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 1
+
+
+# The bundled model
+
+
+def assert_decoding_returns(images: Tensor) -> None:
+    graphs = {graph.name: graph.module for graph in load_trained("mnist-realnvp").graphs()}
+    with torch.no_grad():
+        returned = graphs["decode"](graphs["encode"](images))
+    assert (returned - images).abs().max() / 255 < 1e-4
+    assert torch.equal(returned.round(), images)
+
+
+def test_bundled_flow_returns_its_own_samples():
+    graphs = {graph.name: graph.module for graph in load_trained("mnist-realnvp").graphs()}
+    latent = torch.randn(16, 784, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        samples = graphs["decode"](latent).round().clamp(0, 255)
+    assert_decoding_returns(samples)
+
+
+def test_bundled_flow_returns_real_digits():
+    if not (data_directory() / "mnist").is_dir():
+        pytest.skip("no mnist in the data directory; set GENSERVE_DATA_DIR to run this")
+    assert_decoding_returns(load("mnist", "test").batch(slice(0, 64)).images)

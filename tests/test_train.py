@@ -1,0 +1,279 @@
+"""Training: the same recipe gives the same weights, however often it is stopped on the way."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from model_zoo import data, recipe, sheets
+from model_zoo import train as training
+from model_zoo.data import Examples
+from model_zoo.family import Family
+from model_zoo.recipe import OptimiserRecipe, Recipe, RecipeError
+from model_zoo.train import Run, TrainingError, learning_rate, train
+
+ADAM = OptimiserRecipe(
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    warmup_steps=2,
+    betas=(0.9, 0.999),
+    gradient_norm=10.0,
+)
+TINY = Recipe(
+    name="tiny",
+    family="autoencoders.vae",
+    dataset="none",
+    seed=1,
+    epochs=3,
+    batch_size=32,
+    precision="float32",
+    average_decay=0.9,
+    keep="last",
+    optimisers={"autoencoder": ADAM},
+    model={"image_shape": [1, 8, 8], "latent_size": 2, "width": 4, "residual_blocks": 1},
+)
+TINY_GAN = replace(
+    TINY,
+    family="gans.dcgan",
+    optimisers={"discriminator": ADAM, "generator": ADAM},
+    model={"image_shape": [1, 8, 8], "classes": 3, "latent_size": 4, "width": 4},
+)
+TINY_FLOW = replace(
+    TINY,
+    family="flows.real_nvp",
+    optimisers={"flow": ADAM},
+    model={"image_shape": [1, 8, 8], "widths": [4, 4], "couplings": [2, 2]},
+)
+FAMILIES = [
+    pytest.param(TINY, id="vae"),
+    pytest.param(TINY_GAN, id="dcgan"),
+    pytest.param(TINY_FLOW, id="real_nvp"),
+]
+
+
+def examples(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    return Examples(images, torch.arange(count) % 3)
+
+
+WHOLE = examples(240, seed=0)
+SPLITS = {
+    name: Examples(WHOLE.images[indices], WHOLE.labels[indices])
+    for name, indices in data.split_indices(len(WHOLE)).items()
+} | {"test": examples(20, seed=1)}
+
+
+def run(folder: Path, tiny: Recipe) -> dict[str, torch.Tensor]:
+    train(tiny, SPLITS, runs=folder / "runs", weights=folder / "weights")
+    return load_file(folder / "weights" / f"{tiny.name}.safetensors")
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def stop_at_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    """Interrupt training in the middle of an epoch, as Ctrl-C would."""
+    original: Callable = Run._descend
+
+    def descend(self: Run, name: str, objective, batch, step: int) -> float:
+        if step == stop:
+            raise KeyboardInterrupt
+        return original(self, name, objective, batch, step)
+
+    monkeypatch.setattr(Run, "_descend", descend)
+
+
+@pytest.mark.parametrize("tiny", FAMILIES)
+def test_same_recipe_gives_the_same_weights(tmp_path: Path, tiny: Recipe):
+    first = run(tmp_path / "first", tiny)
+    assert equal(first, run(tmp_path / "second", tiny))
+    assert not equal(first, run(tmp_path / "third", replace(tiny, seed=2)))
+
+
+@pytest.mark.parametrize("tiny", FAMILIES)
+def test_interrupted_run_goes_on_bit_for_bit(
+    tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run(tmp_path / "whole", tiny)
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 9)  # an epoch has six steps
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", tiny)
+    assert equal(run(tmp_path / "stopped", tiny), whole)
+    logs = [
+        (tmp_path / which / "runs/tiny/log.jsonl").read_text() for which in ("whole", "stopped")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = run(tmp_path, TINY)
+    monkeypatch.setattr(Run, "_train_epoch", lambda *_: pytest.fail("trained again"))
+    assert equal(run(tmp_path, TINY), first)
+
+
+def test_checkpoint_of_another_recipe_is_refused(tmp_path: Path):
+    run(tmp_path, TINY)
+    with pytest.raises(TrainingError, match="another version of the recipe tiny"):
+        run(tmp_path, replace(TINY, batch_size=4))
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path):
+    wild = replace(ADAM, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(TrainingError, match=r"loss of autoencoder is nan at step \d"):
+        run(tmp_path, replace(TINY, optimisers={"autoencoder": wild}))
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("highest", 1), ("lowest", 2), ("last", 3)])
+def test_kept_epoch_is_the_one_the_recipe_asks_for(
+    tmp_path: Path, keep: str, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    figures = iter([5.0, 1.0, 3.0, 0.0])  # three epochs, then the test split
+    original = Run.measure
+
+    def measure(self: Run, model, split: str):
+        return [replace(original(self, model, split)[0], value=next(figures))]
+
+    monkeypatch.setattr(Run, "measure", measure)
+    kept = run(tmp_path / keep, replace(TINY, keep=keep))
+    monkeypatch.undo()
+    run_of_all = Run(replace(TINY, keep=keep), SPLITS, tmp_path)
+    with run_of_all._progress() as progress:
+        for epoch in range(expected):
+            run_of_all.epoch = epoch
+            run_of_all._train_epoch(progress)
+    assert equal(kept, run_of_all.average.state_dict())
+
+
+def test_average_follows_the_weights(tmp_path: Path):
+    """With a decay of 0.9 kept in place, the average is that of the definition."""
+    tiny = Run(TINY, SPLITS, tmp_path)
+    name, parameter = next(iter(tiny.model.named_parameters()))
+    expected = parameter.detach().clone()
+    for step in range(20):
+        with torch.no_grad():
+            parameter += 1.0
+        share = min(0.9, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * parameter.detach()
+        tiny._update_average(step)
+    assert torch.allclose(dict(tiny.average.named_parameters())[name], expected, atol=1e-5)
+
+
+@given(step=st.integers(0, 999))
+def test_learning_rate_rises_then_falls_to_its_last_value(step: int):
+    settings = replace(ADAM, warmup_steps=100)
+    rate, after = (learning_rate(settings, at, 1000) for at in (step, step + 1))
+    assert 0 < rate <= 1e-3
+    assert after > rate if step < 99 else after <= rate
+    assert math.isclose(learning_rate(settings, 1000, 1000), 1e-4)
+
+
+def test_record_says_what_the_weights_are(tmp_path: Path):
+    weights = run(tmp_path, TINY)
+    record = json.loads((tmp_path / "weights/tiny.json").read_text())
+    assert [figure["name"] for figure in record["figures"]] == ["elbo", "iwae_64"]
+    assert all(figure["protocol"] for figure in record["figures"])
+    assert record["splits"]["select"]["count"] == 8
+    assert record["provenance"]["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert record["provenance"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("tiny", FAMILIES)
+def test_sample_sheets_lie_in_the_run_folder(tmp_path: Path, tiny: Recipe):
+    run(tmp_path, replace(tiny, epochs=1))
+    with Image.open(tmp_path / "runs/tiny/samples/001.png") as sheet:
+        assert sheet.size == (sheets.ROWS * 8, sheets.ROWS * 8)
+
+
+def test_levels_undo_the_preprocessing_of_the_card():
+    card = recipe.build(TINY_GAN).card()
+    values = torch.tensor([-1.0, 1.0, -1 + 2 * 7 / 255, 5.0]).reshape(4, 1, 1, 1)
+    assert sheets.to_levels(values, card).flatten().tolist() == [0, 255, 7, 255]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", recipe.recipe_names())
+def test_bundled_recipe_builds_and_names_its_optimisers(name: str):
+    bundled = recipe.read_recipe(name)
+    assert set(recipe.build(bundled).objectives()) == set(bundled.optimisers)
+
+
+@pytest.mark.parametrize("name", recipe.recipe_names())
+def test_bundled_weights_belong_to_their_recipe(name: str):
+    bundled = recipe.read_recipe(name)
+    model = recipe.load_trained(name)
+    record = json.loads((recipe.WEIGHTS / f"{name}.json").read_text())
+    provenance = record["provenance"]
+    assert (provenance["family"], provenance["epochs"]) == (bundled.family, bundled.epochs)
+    assert provenance["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert record["splits"]["fit"]["sha256"] == data.index_hash(data.split_indices(60_000)["fit"])
+    if isinstance(model, Family):
+        assert not any(graph.module.training for graph in model.graphs())
+
+
+def test_bundled_figures_reach_what_is_expected():
+    figures = {
+        (name, figure["name"]): figure["value"]
+        for name in recipe.recipe_names()
+        for figure in json.loads((recipe.WEIGHTS / f"{name}.json").read_text())["figures"]
+    }
+    assert figures["mnist-classifier", "accuracy"] >= 0.99
+    assert figures["mnist-dcgan", "recognised_as_asked"] >= 0.97
+    assert figures["mnist-dcgan", "within_class_distance"] >= 0.8
+    assert figures["mnist-realnvp", "bits_per_dim"] <= 1.40
+    assert figures["mnist-vae", "elbo"] >= -97
+
+
+def test_judges_are_trained_before_those_they_judge():
+    order = training.training_order()
+    assert order.index("mnist-classifier") < order.index("mnist-dcgan")
+    assert sorted(order) == recipe.recipe_names()
+
+
+def recipe_file(folder: Path, old: str = "", new: str = "") -> str:
+    text = (recipe.RECIPES / "mnist-vae.toml").read_text()
+    path = folder / "changed.toml"
+    path.write_text(text.replace(old, new))
+    return str(path)
+
+
+def test_recipe_is_read_from_any_path(tmp_path: Path):
+    changed = recipe.read_recipe(recipe_file(tmp_path, "latent_size = 32", "latent_size = 3"))
+    assert (changed.name, changed.model["latent_size"]) == ("changed", 3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed = 1", "", "missing seed"),
+        ("seed = 1", "seed = 1\nsead = 1", "unknown sead"),
+        ('keep = "highest"', 'keep = "best"', "allowed are highest, lowest, last"),
+        ('precision = "bfloat16"', 'precision = "half"', "allowed are float32, bfloat16"),
+        ("warmup_steps = 500", "", "missing warmup_steps"),
+    ],
+)
+def test_wrong_recipe_is_refused_by_what_is_wrong(tmp_path: Path, old: str, new: str, message: str):
+    with pytest.raises(RecipeError, match=message):
+        recipe.read_recipe(recipe_file(tmp_path, old, new))
+
+
+def test_unknown_recipe_names_those_there_are():
+    with pytest.raises(RecipeError, match=r"no recipe 'nothing': there are .*mnist-vae"):
+        recipe.read_recipe("nothing")
+
+
+def test_missing_weights_say_how_to_make_them(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"python -m model_zoo.train mnist-vae"):
+        recipe.load_trained("mnist-vae", weights=tmp_path)

@@ -1,0 +1,190 @@
+"""A module or an ONNX file to a pure graph: named ports, a free batch axis, no randomness."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import (
+    ClearMetadataAndDocStringPass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    OutputFixPass,
+)
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from export.onnx_files import read_file, run_file
+from export.vectors import Array, Arrays
+from model_zoo.family import BATCH, Graph, Port
+
+OPSET = 20
+IR_VERSION = 10
+
+RANDOM_OPERATORS = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+
+
+def run_original(graph: Graph, inputs: Arrays) -> Arrays:
+    """Run the module or file that a graph is made from: the truth that the graph must match.
+
+    Raises ExportError where inputs or outputs are not what the ports say.
+    """
+    try:
+        if isinstance(graph.module, Path):
+            outputs = run_file(graph.module, inputs)
+        else:
+            outputs = _run_module(graph.module, inputs)
+    except ExportError as error:
+        raise ExportError(f"graph '{graph.name}': {error}") from error
+    if len(outputs) != len(graph.outputs):
+        raise ExportError(
+            f"graph '{graph.name}': returns {len(outputs)} outputs, not {len(graph.outputs)}"
+        )
+    rows = len(next(iter(inputs.values())))
+    for port, output in zip(graph.outputs, outputs, strict=True):
+        _refuse_wrong_output(graph, port, output, rows)
+    return {port.name: output for port, output in zip(graph.outputs, outputs, strict=True)}
+
+
+def make_model(graph: Graph, inputs: Arrays) -> ir.Model:
+    """Return a graph as ONNX, opset 20 and IR 10, that keeps the promises of the contract.
+
+    `inputs` are any two rows or more; their values don't matter. Raises ExportError.
+    """
+    try:
+        if isinstance(graph.module, Path):
+            model = read_file(graph.module, OPSET)
+        else:
+            model = _trace_module(graph.module, inputs)
+    except ExportError as error:
+        raise ExportError(f"graph '{graph.name}': {error}") from error
+    model.ir_version = IR_VERSION
+    _refuse_random_operators(graph, model)
+    _describe_ports(graph, model)
+    LiftConstantsToInitializersPass()(model)  # shared between graphs, as weights are
+    _strip(model)
+    return model
+
+
+def _run_module(module: nn.Module, inputs: Arrays) -> Sequence[Array]:
+    tensors = [torch.from_numpy(values) for values in inputs.values()]
+    try:
+        with torch.no_grad():
+            outputs = module.eval()(*tensors)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in inputs.items())
+        raise ExportError(f"the module refuses the inputs {shapes}: {error}") from error
+    if not all(isinstance(output, Tensor) for output in _as_tuple(outputs)):
+        raise ExportError("the module must return a tensor or a tuple of them")
+    return [output.numpy() for output in _as_tuple(outputs)]
+
+
+def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _refuse_wrong_output(graph: Graph, port: Port, actual: Array, rows: int) -> None:
+    where, right = f"graph '{graph.name}', output '{port.name}'", (rows, *port.shape)
+    if actual.shape != right or actual.dtype != port.dtype:
+        raise ExportError(
+            f"{where}: is {actual.dtype} {list(actual.shape)} for {rows} rows, "
+            f"not {port.dtype} {list(right)}"
+        )
+    if not np.isfinite(actual).all():
+        raise ExportError(f"{where}: is not finite on realistic inputs")
+
+
+class _Positional(nn.Module):
+    """Takes its inputs by position, whatever the module calls them."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return _as_tuple(self.module(*inputs))
+
+
+def _trace_module(module: nn.Module, inputs: Arrays) -> ir.Model:
+    batch = torch.export.Dim(BATCH)
+    tensors = tuple(torch.from_numpy(values) for values in inputs.values())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they speak of torch's own internals
+            program = torch.onnx.export(
+                _Positional(module).eval(),
+                tensors,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=(tuple({0: batch} for _ in tensors),),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip()
+        raise ExportError(f"torch can't export it: {reason}") from error
+    assert program is not None  # it is None only for the older exporter
+    return program.model
+
+
+def _refuse_random_operators(graph: Graph, model: ir.Model) -> None:
+    found = {node.op_type for node in model.graph.all_nodes()} & RANDOM_OPERATORS
+    if found:
+        raise ExportError(
+            f"graph '{graph.name}': draws its own noise ({', '.join(sorted(found))}), which no "
+            "seed could repeat; take it as an input with the role 'noise'"
+        )
+
+
+def _describe_ports(graph: Graph, model: ir.Model) -> None:
+    """Name inputs and outputs by order, and write the free batch axis into their shapes."""
+    OutputFixPass()(model)  # an output that is an input would otherwise be renamed with it
+    pairs = [
+        *zip(graph.inputs, model.graph.inputs, strict=True),
+        *zip(graph.outputs, model.graph.outputs, strict=True),
+    ]
+    for port, value in pairs:
+        _refuse_wrong_shape(graph, port, value)
+        value.name = port.name
+        value.shape = ir.Shape([BATCH, *port.shape])
+    NameFixPass()(model)  # inner values that have the name of a port give way
+
+
+def _refuse_wrong_shape(graph: Graph, port: Port, value: ir.Value) -> None:
+    """Compare the known sizes; what is not known shows when the graph runs."""
+    if value.shape is None:
+        return
+    sizes = [size if isinstance(size, int) else None for size in value.shape]
+    if sizes and sizes[0] is not None:
+        raise ExportError(
+            f"graph '{graph.name}', port '{port.name}': the batch axis is fixed at {sizes[0]} "
+            "inside the model; no size may depend on how many rows the example had"
+        )
+    if len(sizes) != 1 + len(port.shape) or not _fits(sizes[1:], port.shape):
+        raise ExportError(
+            f"graph '{graph.name}', port '{port.name}': its shape is {list(value.shape)}, "
+            f"not {[BATCH, *port.shape]}"
+        )
+
+
+def _fits(known: Sequence[int | None], shape: tuple[int, ...]) -> bool:
+    return all(size in (None, right) for size, right in zip(known, shape, strict=True))
+
+
+def _strip(model: ir.Model) -> None:
+    """Remove what tells of the machine that exported: stack traces, local paths, class names."""
+    ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    model.doc_string = None
+    inner = [value for node in model.graph.all_nodes() for value in node.outputs]
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *inner):
+        value.doc_string = None
+        value.metadata_props.clear()

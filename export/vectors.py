@@ -1,0 +1,96 @@
+"""Test inputs like those that will be served, so that parity is proved where the model is used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import ExportError
+from model_zoo.family import Card, Graph, Port
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+"""Arrays by port name."""
+
+ROWS = 5
+SEED = 20
+
+
+def draw_inputs(graph: Graph, card: Card) -> Arrays:
+    """Return `ROWS` rows for every input of a graph, the same ones each time.
+
+    Raises ExportError where the card and the port don't fit together.
+    """
+    generator = np.random.default_rng(SEED)
+    inputs = {}
+    for port in graph.inputs:
+        values = _draw(graph, port, card, generator)
+        if values.shape[1:] != port.shape:
+            raise ExportError(
+                f"graph '{graph.name}', input '{port.name}': rows have the shape "
+                f"{list(port.shape)}, but by the card it is {list(values.shape[1:])}"
+            )
+        inputs[port.name] = values.astype(port.dtype)
+    return inputs
+
+
+def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) -> Array:
+    match port.role, port.distribution:
+        case ("latent", _) | ("noise", "normal"):
+            return generator.standard_normal((ROWS, *port.shape))
+        case "noise", "uniform":
+            return generator.random((ROWS, *port.shape), np.float32)  # rounding never makes it 1
+        case "data", _:
+            return _to_graph_values(_draw_levels(card, generator), card)
+        case "condition", _ if card.condition is not None:
+            return _draw_class_weights(len(card.condition["names"]), generator)
+        case "control", _ if port.name in card.controls:
+            limits = card.controls[port.name]
+            return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
+    raise ExportError(
+        f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
+        f"'{port.role}'; it is latent, data, noise (normal or uniform), or a condition or control "
+        "that the card describes"
+    )
+
+
+def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:
+    """Return one-hot rows and, last, a mixture: [ROWS, classes]."""
+    weights = np.eye(classes)[generator.integers(classes, size=ROWS)]
+    weights[-1] = generator.dirichlet(np.ones(classes))
+    return weights
+
+
+def _draw_levels(card: Card, generator: np.random.Generator) -> Array:
+    """Return soft discs on black as levels, [ROWS, height, width, channels].
+
+    Smooth, as pictures are: on white noise a flow's latents leave the range that it knows.
+    """
+    height, width, channels = card.event["shape"]
+    shape = (ROWS, 1, 1, channels)
+    down, right = generator.uniform(0.3, 0.7, (2, *shape))
+    radius = generator.uniform(0.1, 0.4, shape)
+    y = np.linspace(0, 1, height).reshape(1, height, 1, 1)
+    x = np.linspace(0, 1, width).reshape(1, 1, width, 1)
+    brightness = np.exp(-((y - down) ** 2 + (x - right) ** 2) / radius**2)
+    levels: Array = np.rint(brightness * (_levels(card) - 1))
+    return levels
+
+
+def _levels(card: Card) -> int:
+    """Return how many levels the graphs see: a binarised model is shown two."""
+    binarisation: Mapping[str, int] | None = card.preprocess.get("binarisation")
+    return binarisation["levels"] if binarisation else int(card.event["levels"])
+
+
+def _to_graph_values(levels: Array, card: Card) -> Array:
+    """Apply the card's preprocess, as the service will, to levels [N, height, width, channels]."""
+    preprocess = card.preprocess
+    low, high = preprocess["range"]
+    top, bottom, left, right = preprocess.get("padding", (0, 0, 0, 0))
+    levels = np.pad(levels, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    values: Array = low + (high - low) * levels / (_levels(card) - 1)
+    values = (values - preprocess.get("mean", 0.0)) / preprocess.get("deviation", 1.0)
+    # [N, H, W, C] -> [N, C, H, W]
+    return values if preprocess.get("layout") == "NHWC" else values.transpose(0, 3, 1, 2)

@@ -1,0 +1,482 @@
+"""Export: a module or ONNX file becomes an artifact that the service accepts, or nothing at all."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from export import Card, ExportError, Figure, Graph, Port, export_artifact
+from export import __main__ as command
+from export import artifact as exporter
+from export.vectors import draw_inputs
+from service.core import manifest as reader
+
+LATENT = Port("latent", "latent", (4,))
+CLASS_WEIGHTS = Port("class_weights", "condition", (3,))
+IMAGES = Port("images", "data", (1, 8, 8))
+SUMS = Port("sums", "log_likelihood", ())
+
+CARD = Card(
+    family="toy",
+    event={"kind": "image", "shape": [8, 8, 1], "levels": 256, "base_measure": "counting"},
+    preprocess={"range": [0.0, 1.0]},
+    latent={"shape": [4], "prior": "standard_normal"},
+    condition={"kinds": ["class"], "names": ["a", "b", "c"], "prior": [0.5, 0.25, 0.25]},
+    operations={"sample": {}, "decode": {}, "interpolate": {}},
+)
+
+
+class Painter(nn.Module):
+    """Latent and class to picture; its arguments are not called what the ports are."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.wide = nn.Linear(4 + 3, 256)
+        self.out = nn.Sequential(nn.BatchNorm1d(256), nn.Linear(256, 64), nn.Sigmoid())
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return self.out(self.wide(torch.cat([z, label], dim=1))).view(-1, 1, 8, 8)
+
+
+class Changed(nn.Module):
+    """A painter whose latent or picture goes through a function."""
+
+    def __init__(self, latent=lambda z: z, picture=lambda x: x):
+        super().__init__()
+        self.painter = Painter()
+        self.latent, self.picture = latent, picture
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        return self.picture(self.painter(self.latent(z), label))
+
+
+def decode_graph(module: nn.Module | Path, outputs: tuple[Port, ...] = (IMAGES,)) -> Graph:
+    return Graph("decode", module, (LATENT, CLASS_WEIGHTS), outputs)
+
+
+def export(repository: Path, *graphs: Graph, card: Card = CARD, name: str = "toy") -> Path:
+    return export_artifact(
+        repository, name=name, version="1", card=card, graphs=graphs, licence="Apache-2.0"
+    )
+
+
+def run(folder: Path, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(folder / f"{graph}.onnx")
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def check_artifact(folder: Path) -> reader.Manifest:
+    """Read an artifact as the service does, and run its test vectors."""
+    manifest = reader.read_manifest(folder)
+    reader.verify_files(folder, manifest)
+    tolerance = manifest.test_vectors
+    for graph, (inputs, outputs) in reader.read_test_vectors(folder, manifest).items():
+        for name, actual in run(folder, graph, inputs).items():
+            np.testing.assert_allclose(
+                actual, outputs[name], rtol=tolerance.relative, atol=tolerance.absolute
+            )
+    return manifest
+
+
+# Anybody's module
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """The folder of one artifact, made once and only read."""
+    return export(tmp_path_factory.mktemp("artifacts"), decode_graph(Painter()))
+
+
+def test_a_module_of_no_family_becomes_an_artifact_that_the_service_accepts(toy):
+    manifest = check_artifact(toy)
+    assert toy.parts[-2:] == ("toy", "1")
+    assert {path.name for path in toy.iterdir()} == {*manifest.files, "manifest.json"}
+    assert re.fullmatch("toy/[0-9a-f]{12}", manifest.latent.space)
+    assert manifest.graphs["decode"].input("condition").shape == ("batch", 3)
+
+
+def test_any_number_of_rows_runs_and_matches_torch(toy):
+    module = Painter().eval()
+    latent, weights = torch.randn(17, 4), torch.eye(3)[torch.arange(17) % 3]
+    actual = run(toy, "decode", {"latent": latent.numpy(), "class_weights": weights.numpy()})
+    np.testing.assert_allclose(
+        actual["images"], module(latent, weights).detach().numpy(), atol=1e-5
+    )
+
+
+def test_opset_and_version_are_pinned(toy):
+    model = onnx.load(toy / "decode.onnx")
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+    assert model.ir_version == 10
+
+
+def test_a_graph_does_not_tell_where_it_was_made(toy):
+    content = (toy / "decode.onnx").read_bytes()
+    for trace in (str(Path(__file__).parent), Path(__file__).name, "Painter", str(toy.parent)):
+        assert trace.encode() not in content
+
+
+def test_the_same_weights_give_the_same_artifact(toy, tmp_path):
+    again = export(tmp_path, decode_graph(Painter()))
+    for path in toy.iterdir():
+        assert (again / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_other_weights_give_another_latent_space(toy, tmp_path):
+    other = check_artifact(export(tmp_path, decode_graph(Painter(seed=1))))
+    assert other.latent.space != check_artifact(toy).latent.space
+    assert other.artifact_digest != check_artifact(toy).artifact_digest
+
+
+def test_everything_known_of_a_model_reaches_the_manifest(tmp_path):
+    figure = Figure("elbo", -90.0, "nats", "one draw", 0.1, {"value": -86.8, "source": "paper"})
+    folder = export_artifact(
+        tmp_path,
+        name="toy",
+        version="2.1",
+        card=CARD,
+        graphs=[decode_graph(Painter())],
+        licence="MIT",
+        quality=[figure],
+        splits={"fit": {"count": 48_000, "sha256": "sha256:" + "0" * 64}},
+        provenance={"seed": 1},
+    )
+    manifest = check_artifact(folder)
+    assert (manifest.version, manifest.licence) == ("2.1", "MIT")
+    assert manifest.quality[0].published == {"value": -86.8, "source": "paper"}
+    assert manifest.splits["fit"].count == 48_000
+    assert manifest.provenance["seed"] == 1
+    assert manifest.provenance["exporter"]["torch"] == torch.__version__
+
+
+def test_graphs_that_share_a_layer_store_it_once(toy, tmp_path):
+    class Sum(nn.Module):
+        def __init__(self, painter: nn.Module):
+            super().__init__()
+            self.painter = painter
+
+        def forward(self, z: Tensor, label: Tensor) -> Tensor:
+            return self.painter(z, label).flatten(1).sum(1)
+
+    painter = Painter()
+    both = Graph("total", Sum(painter), (LATENT, CLASS_WEIGHTS), (SUMS,))
+    shared = export(tmp_path, decode_graph(painter), both)
+    check_artifact(shared)
+    assert (shared / "weights.bin").read_bytes() == (toy / "weights.bin").read_bytes()
+    assert (shared / "decode.onnx").stat().st_size < 20_000
+
+
+def test_large_tensors_start_at_memory_pages(toy):
+    model = onnx.load(toy / "decode.onnx", load_external_data=False)
+    places = [
+        {entry.key: entry.value for entry in t.external_data} for t in model.graph.initializer
+    ]
+    offsets = [int(place["offset"]) for place in places if place]
+    assert len(offsets) > 1
+    assert all(offset % 4096 == 0 for offset in offsets)
+
+
+# Existing ONNX files
+
+
+def make_generator(path: Path, batch: int | str, opset: int = 17, external: bool = False) -> Path:
+    """Write a generator with other port names whose Reshape states the batch size, if it has one.
+
+    ReduceMean takes its axes as an attribute up to opset 17, and as an input from 18 on.
+    """
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_normal((4, 64)).astype(np.float32)
+    rows = batch if isinstance(batch, int) else -1
+    nodes = [
+        helper.make_node("MatMul", ["z", "kernel"], ["images"]),  # the name of a port, inside
+        helper.make_node("ReduceMean", ["labels_in"], ["level"], axes=[1], keepdims=1),
+        helper.make_node("Add", ["images", "level"], ["moved"]),
+        helper.make_node("Reshape", ["moved", "target"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "generator",
+        [
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, 4]),
+            helper.make_tensor_value_info("labels_in", TensorProto.FLOAT, [batch, 3]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 1, 8, 8])],
+        [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.array([rows, 1, 8, 8]), "target"),
+        ],
+        doc_string=str(path),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save_model(model, path, save_as_external_data=external, size_threshold=512)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 4, "N"])
+@pytest.mark.parametrize("external", [False, True], ids=["one_file", "external_data"])
+def test_an_existing_generator_is_imported(tmp_path, batch, external):
+    path = make_generator(tmp_path / "generator.onnx", batch, external=external)
+    kernel = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    folder = export(tmp_path / "artifacts", decode_graph(path))
+    manifest = check_artifact(folder)
+    (inputs, outputs) = reader.read_test_vectors(folder, manifest)["decode"]
+    level = inputs["class_weights"].mean(axis=1, keepdims=True)
+    right = (inputs["latent"] @ kernel + level).reshape(-1, 1, 8, 8)
+    np.testing.assert_allclose(outputs["images"], right, atol=1e-5)
+    assert str(tmp_path).encode() not in (folder / "decode.onnx").read_bytes()
+
+
+def test_a_file_with_a_batch_size_deep_inside_is_refused(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Expand", ["z", "target"], ["y"])],
+        "generator",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 4])],
+        [numpy_helper.from_array(np.array([4, 4]), "target")],
+    )
+    path = tmp_path / "generator.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
+    expanded = Graph("decode", path, (LATENT,), (Port("out", "data", (4,)),))
+    with pytest.raises(ExportError, match=r"graph 'decode'.*batch"):
+        export(tmp_path / "artifacts", expanded)
+
+
+def test_a_file_that_cannot_be_converted_is_refused(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("RMSNormalization", ["z", "scale"], ["y"])],  # new in opset 23
+        "generator",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(np.ones(4, np.float32), "scale")],
+    )
+    path = tmp_path / "generator.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(model, path)
+    normalised = Graph("decode", path, (LATENT,), (Port("out", "data", (4,)),))
+    with pytest.raises(ExportError, match=r"generator.onnx has opset 23 .* export it again"):
+        export(tmp_path / "artifacts", normalised)
+
+
+def test_a_file_with_other_inputs_than_the_ports_is_refused(tmp_path):
+    path = make_generator(tmp_path / "generator.onnx", "N")
+    with pytest.raises(ExportError, match=r"graph 'decode'.*has 2 inputs, not"):
+        export(tmp_path / "artifacts", Graph("decode", path, (LATENT,), (IMAGES,)))
+
+
+def test_a_file_that_is_no_onnx_is_refused(tmp_path):
+    path = tmp_path / "generator.onnx"
+    path.write_bytes(b"not a model")
+    with pytest.raises(ExportError, match=r"graph 'decode'.*can't load generator.onnx"):
+        export(tmp_path / "artifacts", decode_graph(path))
+
+
+# Refusals: what is not pure, not as stated, or not the same is never written
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        pytest.param(
+            decode_graph(Changed(latent=lambda z: z + torch.randn_like(z))),
+            "graph 'decode'.*own noise.*RandomNormalLike",
+            id="draws_normal_noise",
+        ),
+        pytest.param(
+            decode_graph(Changed(latent=lambda z: z + torch.rand(len(z), 1))),
+            "graph 'decode'.*own noise.*RandomUniform",
+            id="draws_uniform_noise",
+        ),
+        pytest.param(
+            decode_graph(Changed(latent=lambda z: z - z.mean(0))),
+            "graph 'decode', output 'images'.*depends on the other rows",
+            id="mixes_rows",
+        ),
+        pytest.param(
+            decode_graph(Painter(), (Port("images", "data", (1, 7, 7)),)),
+            r"graph 'decode', output 'images'.*\[5, 1, 8, 8\].*not.*\[5, 1, 7, 7\]",
+            id="wrong_output_shape",
+        ),
+        pytest.param(
+            Graph("decode", Painter(), (Port("latent", "latent", (9,)), CLASS_WEIGHTS), (IMAGES,)),
+            r"graph 'decode'.*refuses the inputs 'latent' \[5, 9\]",
+            id="wrong_input_shape",
+        ),
+        pytest.param(
+            Graph("decode", Painter(), (LATENT, Port("weights", "condition", (4,))), (IMAGES,)),
+            r"graph 'decode', input 'weights'.*\[4\].*\[3\]",
+            id="shape_not_of_the_card",
+        ),
+        pytest.param(
+            Graph("decode", Painter(), (LATENT, Port("cache", "cache", (3,))), (IMAGES,)),
+            "graph 'decode', input 'cache'.*role 'cache'",
+            id="unknown_role",
+        ),
+        pytest.param(
+            decode_graph(Painter(), (Port("images", "data", (1, 8, 8), "float64"),)),
+            "graph 'decode', output 'images'.*float32.*float64",
+            id="wrong_dtype",
+        ),
+        pytest.param(
+            decode_graph(Painter(), (IMAGES, SUMS)),
+            "returns 1 outputs, not 2",
+            id="too_few_outputs",
+        ),
+        pytest.param(
+            decode_graph(Painter(), (Port("latent", "data", (1, 8, 8)),)),
+            "two ports share a name: .*latent",
+            id="repeated_name",
+        ),
+        pytest.param(
+            decode_graph(Changed(picture=lambda x: x / 0)),
+            r"output 'images': is not finite",
+            id="not_finite",
+        ),
+        pytest.param(
+            decode_graph(Changed(picture=lambda x: x + torch.compiler.is_exporting())),
+            r"graph 'decode', output 'images' differs from the original at batch 1: by 1",
+            id="exports_something_else",
+        ),
+        pytest.param(
+            decode_graph(Changed(latent=lambda z: z + torch.arange(5).view(5, 1))),
+            r"graph 'decode', port 'latent': the batch axis is fixed at 5",
+            id="fixes_the_batch",
+        ),
+        pytest.param(
+            decode_graph(Changed(picture=lambda x: torch.lgamma(x))),
+            "graph 'decode': torch can't export it",
+            id="no_such_operator",
+        ),
+        pytest.param(
+            Graph("draw", Painter(), (LATENT, CLASS_WEIGHTS), (IMAGES,)),
+            "no graph is called 'decode'",
+            id="latent_without_decode",
+        ),
+    ],
+)
+def test_a_wrong_graph_is_refused_and_nothing_is_written(tmp_path, graph, message):
+    with pytest.raises(ExportError, match=message):
+        export(tmp_path, graph)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Toy", "toy_1", "../toy", ""])
+def test_a_name_that_could_not_be_asked_for_is_refused(tmp_path, name):
+    with pytest.raises(ExportError, match="name"):
+        export(tmp_path, decode_graph(Painter()), name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_good_version_survives_a_failed_export(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy" / "1")
+    with pytest.raises(ExportError):
+        export(tmp_path, decode_graph(Changed(latent=lambda z: z - z.mean(0))))
+    assert check_artifact(tmp_path / "toy" / "1") == check_artifact(toy)
+
+
+def test_a_new_export_replaces_the_version_and_leaves_nothing_behind(toy, tmp_path):
+    shutil.copytree(toy, tmp_path / "toy" / "1")
+    after = check_artifact(export(tmp_path, decode_graph(Painter(seed=1))))
+    assert after.artifact_digest != check_artifact(toy).artifact_digest
+    folders = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_dir()]
+    assert sorted(folders) == [Path("toy"), Path("toy/1")]
+
+
+# Test inputs
+
+
+def test_inputs_are_like_those_that_will_be_served():
+    card = Card(
+        family="toy",
+        event=CARD.event,
+        preprocess={"range": [-1.0, 1.0], "padding": [0, 2, 0, 0]},
+        condition=CARD.condition,
+        operations={},
+    )
+    noise = Port("noise", "noise", (1000,), "float32", "uniform", "dequantisation")
+    data = Port("data", "data", (1, 10, 8))
+    inputs = draw_inputs(Graph("any", Painter(), (data, noise, CLASS_WEIGHTS), ()), card)
+    levels = (inputs["data"] + 1) / 2 * 255
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-4)
+    assert levels.max() > 100 and (levels[:, :, 8:] == 0).all()
+    assert 0 <= inputs["noise"].min() < 0.1 and 0.9 < inputs["noise"].max() < 1
+    np.testing.assert_allclose(inputs["class_weights"].sum(axis=1), 1, atol=1e-6)
+    assert [set(row) == {0, 1} for row in inputs["class_weights"].tolist()] == [True] * 4 + [False]
+
+
+def test_a_binarised_model_is_shown_two_levels():
+    binarisation = {"levels": 2, "rules": ["threshold"], "required_by": ["likelihood"]}
+    card = Card(
+        family="toy",
+        event=CARD.event,
+        preprocess={"range": [0.0, 1.0], "layout": "NHWC", "binarisation": binarisation},
+        operations={},
+    )
+    data = Port("data", "data", (8, 8, 1))
+    inputs = draw_inputs(Graph("any", Painter(), (data,), ()), card)
+    assert set(np.unique(inputs["data"])) == {0.0, 1.0}
+
+
+# The bridge
+
+
+@given(
+    st.dictionaries(
+        st.text(), st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+    )
+)
+def test_exporter_and_service_agree_on_the_digest(manifest):
+    assert exporter.artifact_digest(manifest) == reader.artifact_digest(manifest)
+    assert exporter.artifact_digest(manifest | {"artifact_digest": "any"}) == (
+        exporter.artifact_digest(manifest | {"artifact_digest": "other"})
+    )
+
+
+def test_the_manifest_has_the_keys_of_the_contract_and_no_others(toy):
+    content = json.loads((toy / "manifest.json").read_text(encoding="utf-8"))
+    assert set(content) == set(reader.Manifest.model_fields)
+
+
+# The command
+
+
+@pytest.fixture
+def run_command(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(logging.getLogger("export"), "handlers", [])
+
+    def run_with(*arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", ["export", *arguments])
+        command.main()
+
+    return run_with
+
+
+def test_the_command_exports_a_trained_model(run_command, tmp_path, capsys):
+    run_command("mnist-dcgan")
+    manifest = check_artifact(tmp_path / "mnist-dcgan" / "1")
+    assert {figure.name for figure in manifest.quality} >= {"recognised_as_asked"}
+    assert "mnist-dcgan, version 1" in capsys.readouterr().out
+
+
+def test_the_command_says_why_a_model_is_skipped(run_command, tmp_path, capsys):
+    run_command("mnist-classifier")
+    assert "skipped, it generates nothing" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_refuses_an_unknown_model(run_command):
+    with pytest.raises(SystemExit, match="no recipe 'mnist-nothing'"):
+        run_command("mnist-nothing")

@@ -8,6 +8,7 @@ nor threads nor models; `Batcher` acts on them.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -25,6 +26,8 @@ from service.runtime.session import Session
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,10 +236,11 @@ def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFai
     """
     try:
         outputs = session.run(_join(batch))
-    except Exception as error:  # whatever a runtime raises must not end the worker
+    except Exception:  # whatever a runtime raises must not end the worker
         if len(batch) > 1:
             return [compute(session, [part])[0] for part in batch]
-        return [InferenceFailed(f"running the model failed: {error}")]
+        log.exception("running a graph failed")
+        return [InferenceFailed("running the model failed; the server's log says why")]
     stops = np.cumsum([part.stop - part.start for part in batch]).tolist()
     starts = [0, *stops[:-1]]
     return [

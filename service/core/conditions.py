@@ -1,0 +1,60 @@
+"""What images are conditioned on: classes or weights over classes, as asked or from the prior."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.core import noise
+from service.core.manifest import Manifest
+from service.core.requests import Array, ConditionRequest, check_range
+from service.errors import ConditionNotOffered, InvalidRequest, OutOfRange
+
+
+def class_weights(
+    manifest: Manifest, request: ConditionRequest, count: int, seed: int
+) -> Array | None:
+    """Return class weights [count, K]: as asked, or one-hot classes drawn from the prior."""
+    condition = manifest.condition
+    asked = request.classes is not None or request.class_weights is not None
+    if condition is None:
+        if asked:
+            raise ConditionNotOffered(f"{manifest.name} is unconditional; leave out the condition")
+        return None
+    if request.class_weights is not None:
+        if request.classes is not None:
+            raise InvalidRequest("give classes or class weights, not both")
+        return _check_class_weights(request.class_weights, count, len(condition.names))
+    classes = _drawn_classes(condition.prior, count, seed) if not asked else request.classes
+    return _one_hot(classes or (), count, len(condition.names))
+
+
+def _one_hot(classes: Sequence[int], count: int, size: int) -> Array:
+    if len(classes) not in (1, count):
+        raise InvalidRequest(
+            f"{len(classes)} classes were given for {count} images; give 1 or {count}"
+        )
+    for label in classes:
+        check_range("class", label, 0, size - 1)
+    weights = np.eye(size, dtype=np.float32)[list(classes)]
+    return np.repeat(weights, count // len(weights), axis=0)
+
+
+def _drawn_classes(prior: Sequence[float], count: int, seed: int) -> list[int]:
+    items = np.arange(count, dtype=np.uint64)
+    uniforms = noise.uniform(np.full(count, seed, np.uint64), "class", items, 1)[:, 0]
+    classes = np.searchsorted(np.cumsum(prior), uniforms, side="right")
+    return [int(label) for label in np.minimum(classes, len(prior) - 1)]
+
+
+def _check_class_weights(weights: Array, count: int, size: int) -> Array:
+    if weights.ndim == 1:
+        weights = np.repeat(weights[None], count, axis=0)
+    if weights.shape != (count, size):
+        raise InvalidRequest(
+            f"class weights have shape {list(weights.shape)}; allowed are [{size}] "
+            f"and [{count}, {size}]"
+        )
+    # Written so that NaN is refused too.
+    if not (np.all(weights >= 0) and np.all(np.abs(weights.sum(axis=1) - 1.0) < 1e-4)):
+        raise OutOfRange("class weights must not be negative and must sum to 1 for each image")
+    return weights.astype(np.float32)

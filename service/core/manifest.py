@@ -1,0 +1,361 @@
+"""The artifact contract: what `manifest.json` may say, and the only reader of artifacts.
+
+An artifact is a folder with a manifest, ONNX graphs, their shared weights and numeric test vectors.
+The manifest says everything that serving needs, so that no code here knows a model family.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+Array = NDArray[Any]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+# A plain name: an artifact can't point outside its own folder.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=100)]
+Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=40)]
+Size = Annotated[int, Field(ge=1)]
+
+OPERATIONS = ("sample", "encode", "decode", "reconstruct", "likelihood", "interpolate")
+"""Every operation, in the order in which people meet them."""
+
+# A graph's name is its function: the roles that its inputs may have, and an output that it must.
+_FUNCTIONS = {
+    "decode": ({"latent", "condition", "noise"}, "data"),
+    "encode": ({"data"}, "latent"),
+    "log_likelihood": ({"data", "noise"}, "log_likelihood"),
+}
+_GRAPHS_OF = {
+    "sample": ("decode",),
+    "decode": ("decode",),
+    "interpolate": ("decode",),
+    "encode": ("encode",),
+    "reconstruct": ("encode", "decode"),
+    "likelihood": ("log_likelihood",),
+}
+
+
+class _Part(BaseModel):
+    """Strict and immutable: an unknown or mistyped field is a refusal, never a guess."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Event(_Part):
+    """What the model generates. `shape` is [height, width, channels]."""
+
+    kind: Literal["image"]
+    shape: tuple[Size, Size, Literal[1, 3]]
+    levels: Annotated[int, Field(ge=2, le=256)]
+    base_measure: Literal["counting", "lebesgue"]
+
+    @property
+    def dimensions(self) -> int:
+        """The number of values in one event."""
+        return math.prod(self.shape)
+
+
+class Binarisation(_Part):
+    """How grey levels become the two that the model is a distribution over."""
+
+    levels: Literal[2] = 2
+    rules: tuple[Literal["threshold", "stochastic"], ...]
+    required_by: tuple[str, ...] = Field(description="operations that refuse grey levels")
+
+
+class Preprocess(_Part):
+    """Levels to graph values: (low + (high - low) * level / (levels - 1) - mean) / deviation."""
+
+    range: tuple[float, float]
+    mean: tuple[float, ...] = (0.0,)
+    deviation: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    padding: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 0, 0, 0), description="rows and columns of level 0: top, bottom, left, right"
+    )
+    binarisation: Binarisation | None = None
+    dequantisation: Literal["uniform"] | None = Field(
+        None, description="noise that the likelihood graph takes as an input"
+    )
+
+
+class Latent(_Part):
+    """One flat vector. Latents of different `space`s are never mixed."""
+
+    space: str
+    shape: tuple[Size]
+    prior: Literal["standard_normal"]
+
+
+class Condition(_Part):
+    """What a sample may be conditioned on, and the prior from which it is drawn when not given."""
+
+    kinds: tuple[Literal["class", "class_weights"], ...]
+    names: tuple[str, ...]
+    prior: tuple[Annotated[float, Field(ge=0)], ...]
+
+    @model_validator(mode="after")
+    def _prior_is_a_distribution_over_names(self) -> Self:
+        if len(self.prior) != len(self.names) or not math.isclose(sum(self.prior), 1.0):
+            raise ValueError("prior must hold one probability for each name and sum to 1")
+        return self
+
+
+class Control(_Part):
+    """A number that a client may set; what it means differs from model to model."""
+
+    meaning: str
+    minimum: float
+    maximum: float
+    default: float | None
+
+
+class Port(_Part):
+    """An input or output of a graph; the first entry of `shape` is the free batch axis."""
+
+    name: str
+    role: Literal[
+        "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
+        "cache", "forced", "log_likelihood",
+    ]  # fmt: skip
+    dtype: Literal["float32", "float64", "int64", "int32"]
+    shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
+    distribution: Literal["uniform", "normal"] | None = None
+    purpose: str | None = None
+
+    @model_validator(mode="after")
+    def _noise_is_named(self) -> Self:
+        named = self.distribution is not None and self.purpose is not None
+        if (self.role == "noise") != named:
+            raise ValueError("a noise input, and no other, has a distribution and a purpose")
+        return self
+
+    @model_validator(mode="after")
+    def _only_the_batch_axis_is_free(self) -> Self:
+        if self.shape[0] != "batch" or "batch" in self.shape[1:]:
+            raise ValueError("shape must start with 'batch' and go on with sizes")
+        return self
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return tuple(int(size) for size in self.shape[1:])
+
+
+class Graph(_Part):
+    """One ONNX graph; it draws no randomness, and row i out depends on row i in alone."""
+
+    file: FileName
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def input(self, role: str) -> Port | None:
+        """Return the input with a role, or None."""
+        return next((port for port in self.inputs if port.role == role), None)
+
+    def output(self, role: str) -> Port | None:
+        """Return the output with a role, or None."""
+        return next((port for port in self.outputs if port.role == role), None)
+
+
+class Operation(_Part):
+    """An operation offered; the fields say what a likelihood means."""
+
+    quantity: Literal["probability", "density"] | None = None
+    kind: Literal["exact", "lower_bound", "estimate"] | None = None
+    base_measure: Literal["counting", "lebesgue"] | None = None
+    estimator: str | None = Field(None, description="mean of `draws` log weights")
+    draws: Size | None = None
+    importance_estimator: str | None = Field(None, description="log mean of weights")
+    conditioning: Literal["given", "none", "marginal"] | None = None
+
+
+class Figure(_Part):
+    """One measured number, with how it was measured and the published one beside it."""
+
+    name: str
+    value: float
+    unit: str
+    protocol: str
+    standard_error: float | None = None
+    published: dict[str, Any] | None = None
+
+
+class Split(_Part):
+    """A set of training examples, identified by the hash of its indices."""
+
+    count: Size
+    sha256: Digest
+
+
+class TestVectors(_Part):
+    """Inputs and outputs of every graph, as `<graph>/inputs/<name>` and `<graph>/outputs/<name>`.
+
+    A run agrees when |actual - expected| <= absolute + relative * |expected|, everywhere.
+    """
+
+    __test__ = False  # the name is the contract's; it is no test case
+
+    file: FileName
+    absolute: Annotated[float, Field(gt=0)]
+    relative: Annotated[float, Field(ge=0)]
+
+
+class Manifest(_Part):
+    """Everything that serving needs to know of a model."""
+
+    schema_version: Literal[1]
+    name: Name
+    version: Version
+    family: str = Field(description="a word for people; nothing branches on it")
+    licence: str
+    artifact_digest: Digest
+    event: Event
+    preprocess: Preprocess
+    latent: Latent | None
+    condition: Condition | None
+    program: Literal["single_pass"]
+    controls: dict[Literal["temperature", "truncation"], Control]
+    operations: dict[str, Operation]
+    graphs: dict[str, Graph]
+    test_vectors: TestVectors
+    files: dict[FileName, Digest]
+    quality: tuple[Figure, ...]
+    splits: dict[str, Split]
+    provenance: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _operations_can_run(self) -> Self:
+        for operation in self.operations:
+            if operation not in _GRAPHS_OF:
+                raise ValueError(f"unknown operation '{operation}'; known are {OPERATIONS}")
+            for name in _GRAPHS_OF[operation]:
+                self._check_function(operation, name)
+        return self
+
+    @model_validator(mode="after")
+    def _a_likelihood_says_what_it_means(self) -> Self:
+        meaning = self.operations.get("likelihood")
+        if meaning and None in (
+            meaning.quantity,
+            meaning.kind,
+            meaning.base_measure,
+            meaning.estimator,
+            meaning.conditioning,
+        ):
+            raise ValueError(
+                "operation 'likelihood' must state quantity, kind, base_measure, estimator and "
+                "conditioning"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_hashed(self) -> Self:
+        needed = {graph.file for graph in self.graphs.values()} | {self.test_vectors.file}
+        if missing := needed - self.files.keys():
+            raise ValueError(f"files must hold a hash for {sorted(missing)}")
+        return self
+
+    def _check_function(self, operation: str, name: str) -> None:
+        graph = self.graphs.get(name)
+        if graph is None:
+            raise ValueError(f"operation '{operation}' needs a graph '{name}'")
+        allowed, result = _FUNCTIONS[name]
+        roles = {port.role for port in graph.inputs}
+        if not roles <= allowed or graph.output(result) is None:
+            raise ValueError(f"graph '{name}' must map {sorted(allowed)} to {result}")
+        if "condition" in roles and self.condition is None:
+            raise ValueError(
+                f"graph '{name}' takes a condition that the manifest does not describe"
+            )
+        for port in (*graph.inputs, *graph.outputs):
+            if port.role == "latent" and (
+                self.latent is None or port.row_shape != self.latent.shape
+            ):
+                raise ValueError(
+                    f"port '{port.name}' of graph '{name}' is not of the latent's shape"
+                )
+
+
+def artifact_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of the whole artifact: of the manifest, which holds all other hashes.
+
+    It is the SHA-256 of the manifest without `artifact_digest`, as JSON with sorted keys, no
+    spaces and non-ASCII characters escaped.
+    """
+    content = {key: value for key, value in manifest.items() if key != "artifact_digest"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of an artifact, not yet its files.
+
+    Raises ArtifactError where it is missing, unreadable, inconsistent or altered.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate(content)
+    except OSError as error:
+        raise ArtifactError(f"{path}: can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise ArtifactError(f"{path}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: is not JSON: {error}") from error
+    if manifest.artifact_digest != artifact_digest(content):
+        raise ArtifactError(f"{path}: does not match its artifact_digest; export it again")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check the hash of every file of the artifact. Raises ArtifactError that names the file."""
+    for name, expected in manifest.files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                actual = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactError(f"{folder / name}: can't be read: {error.strerror}") from error
+        if actual != expected:
+            raise ArtifactError(
+                f"{folder / name}: is altered: it hashes to {actual}, not {expected}"
+            )
+
+
+def read_test_vectors(folder: Path, manifest: Manifest) -> dict[str, tuple[dict[str, Array], ...]]:
+    """Return the (inputs, expected outputs) of each graph. Raises ArtifactError if incomplete."""
+    path = folder / manifest.test_vectors.file
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {
+                name: (
+                    {port.name: archive[f"{name}/inputs/{port.name}"] for port in graph.inputs},
+                    {port.name: archive[f"{name}/outputs/{port.name}"] for port in graph.outputs},
+                )
+                for name, graph in manifest.graphs.items()
+            }
+    except (OSError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: test vectors are incomplete: {error}") from error
+
+
+def json_schema() -> str:
+    """Return the published JSON Schema of a manifest, as text."""
+    return json.dumps(Manifest.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

@@ -1,0 +1,155 @@
+"""The models: find artifacts, verify and load them, say what is ready and why the rest is not."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from service.core.batcher import LoadedGraph
+from service.core.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    read_manifest,
+    read_test_vectors,
+    verify_files,
+)
+from service.errors import ArtifactError, ModelNotFound, ModelUnavailable
+from service.metrics import Metrics
+from service.runtime.session import OpenSession
+
+State = Literal["available", "loading", "ready", "refused"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Model:
+    """One artifact and where it stands; `graphs` are there once it is ready."""
+
+    folder: Path
+    name: str
+    version: str
+    manifest: Manifest | None = None
+    graphs: dict[str, LoadedGraph] = field(default_factory=dict)
+    state: State = "available"
+    reason: str | None = None  # why it is refused
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def refuse(self, reason: str) -> None:
+        """Keep the model from serving; the others go on."""
+        self.state, self.reason = "refused", reason
+        log.error("model refused", extra={"model": self.name, "reason": reason})
+
+
+class Models:
+    """The artifacts of one repository, `<folder>/<name>/<version>/manifest.json`."""
+
+    def __init__(self, repository: Path, open_session: OpenSession, metrics: Metrics) -> None:
+        self._open_session = open_session
+        self._metrics = metrics
+        self._models = [_read(path.parent) for path in repository.glob(f"*/*/{MANIFEST_FILE}")]
+        self._models.sort(key=lambda model: (model.name, _version_key(model.version)))
+        for model in self._models:
+            metrics.model_ready.labels(model.name, model.version).set(0)
+
+    def all(self) -> list[Model]:
+        """Return every model, by name, oldest version first."""
+        return list(self._models)
+
+    def find(self, name: str) -> Model:
+        """Return the model `name` (its newest version) or `name@version`; raises ModelNotFound."""
+        wanted, _, version = name.partition("@")
+        found = [
+            model
+            for model in self._models
+            if model.name == wanted and version in ("", model.version)
+        ]
+        if not found:
+            known = sorted({model.name for model in self._models})
+            raise ModelNotFound(
+                f"there is no model '{name[:100]}'; there are {known}", models=known
+            )
+        return found[-1]
+
+    async def load(self, model: Model) -> None:
+        """Make a model ready, once, however many ask. Raises ModelUnavailable with the reason."""
+        async with model.lock:
+            if model.state == "available":
+                model.state = "loading"
+                await asyncio.to_thread(self._load, model)
+        if model.state != "ready":
+            raise ModelUnavailable(
+                f"{model.name}@{model.version} was refused and does not serve: {model.reason}"
+            )
+
+    def _load(self, model: Model) -> None:
+        started = time.monotonic()
+        try:
+            model.manifest, model.graphs = load_artifact(model.folder, self._open_session)
+        except ArtifactError as error:
+            model.refuse(str(error))
+            return
+        seconds = time.monotonic() - started
+        self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
+        self._metrics.model_ready.labels(model.name, model.version).set(1)
+        model.state = "ready"
+        log.info("model ready", extra={"model": model.name, "seconds": round(seconds, 3)})
+
+
+def load_artifact(
+    folder: Path, open_session: OpenSession
+) -> tuple[Manifest, dict[str, LoadedGraph]]:
+    """Load an artifact that proves itself: manifest, hashes, ports and test vectors.
+
+    Raises ArtifactError that names what is wrong.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    graphs = {
+        name: LoadedGraph(manifest.name, manifest.version, name, open_session(folder / graph.file))
+        for name, graph in manifest.graphs.items()
+    }
+    _check_test_vectors(folder, manifest, graphs.values())
+    return manifest, graphs
+
+
+def _check_test_vectors(folder: Path, manifest: Manifest, graphs: Iterable[LoadedGraph]) -> None:
+    """Run every graph on its test vectors, which also warms it."""
+    vectors, tolerance = read_test_vectors(folder, manifest), manifest.test_vectors
+    for graph in graphs:
+        inputs, expected = vectors[graph.name]
+        try:
+            actual = graph.session.run(inputs)
+        except Exception as error:  # whatever a runtime raises
+            raise ArtifactError(f"{folder}: graph {graph.name} does not run: {error}") from error
+        for name, values in expected.items():
+            bound = tolerance.absolute + tolerance.relative * np.abs(values)
+            # Written so that NaN is a difference too.
+            if actual[name].shape != values.shape or not np.all(
+                np.abs(actual[name] - values) <= bound
+            ):
+                raise ArtifactError(
+                    f"{folder}: graph {graph.name} contradicts its test vectors at output {name}"
+                )
+
+
+def _read(folder: Path) -> Model:
+    """Return the model of an artifact folder, refused where its manifest can't be trusted."""
+    model = Model(folder, folder.parent.name, folder.name)
+    try:
+        model.manifest = read_manifest(folder)
+    except ArtifactError as error:
+        model.refuse(str(error))
+        return model
+    if (model.manifest.name, model.manifest.version) != (model.name, model.version):
+        model.refuse(f"{folder}: holds {model.manifest.name}@{model.manifest.version}")
+    return model
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

@@ -1,0 +1,166 @@
+"""Images to graph values and back, as the manifest's event and preprocess say.
+
+Nothing is resized, and nothing is binarised unless the client asks for it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import images as files
+from service.core import noise
+from service.core.manifest import Manifest
+from service.core.requests import BinarisationRule, Images, Limits, Scale
+from service.errors import BinarisationRequired, InvalidImage, InvalidRequest, OutOfRange
+
+Levels = NDArray[np.uint8]
+Values = NDArray[np.float32]
+
+
+def read_images(manifest: Manifest, images: Images, scale: Scale, limits: Limits) -> Levels:
+    """Return levels, uint8 [N, H, W, C], of arrays or PNG files that fit the model's event.
+
+    Raises InvalidImage that states the shape and levels expected, or OutOfRange for their number.
+    """
+    if not 1 <= len(images) <= limits.count:
+        raise OutOfRange(f"{len(images)} images were sent; allowed are 1 to {limits.count}")
+    if isinstance(images, np.ndarray):
+        return _check_array(manifest, images, scale)
+    return np.stack([_read_png(manifest, content, limits) for content in images])
+
+
+def binarise(
+    manifest: Manifest, operation: str, levels: Levels, rule: BinarisationRule | None, seed: int
+) -> Levels:
+    """Return levels of only 0 and the highest, if `rule` asks for it.
+
+    `threshold` keeps what is at least half the highest level; `stochastic` draws each pixel with
+    its intensity as probability, keyed by the image. Raises BinarisationRequired where the model
+    is a distribution over binary images, the levels are not, and no rule is given.
+    """
+    offered = manifest.preprocess.binarisation
+    highest = manifest.event.levels - 1
+    if rule is None:
+        if offered and operation in offered.required_by and not _is_binary(levels, highest):
+            raise BinarisationRequired(
+                f"{manifest.name} is a distribution over binary images, and these hold levels "
+                f"other than 0 and {highest}; set binarisation to one of {list(offered.rules)}"
+            )
+        return levels
+    if not offered or rule not in offered.rules:
+        raise InvalidRequest(f"{manifest.name} does not take binary images; leave out binarisation")
+    if rule == "threshold":
+        return np.where(2 * levels.astype(np.int16) >= highest, highest, 0).astype(np.uint8)
+    uniforms = noise.uniform(
+        seeds=np.full(len(levels), seed, np.uint64),
+        purpose="binarisation",
+        items=image_keys(levels),
+        size=manifest.event.dimensions,
+    )
+    return np.where(uniforms.reshape(levels.shape) * highest < levels, highest, 0).astype(np.uint8)
+
+
+def to_values(manifest: Manifest, levels: Levels) -> Values:
+    """Map levels [N, H, W, C] to graph values, in the layout that the manifest names."""
+    preprocess = manifest.preprocess
+    low, high = preprocess.range
+    unit = levels.astype(np.float32) / np.float32(manifest.event.levels - 1)
+    values = (np.float32(low) + np.float32(high - low) * unit - _row(preprocess.mean)) / _row(
+        preprocess.deviation
+    )
+    top, bottom, left, right = preprocess.padding
+    empty = (low - np.asarray(preprocess.mean)) / np.asarray(preprocess.deviation)
+    if any(preprocess.padding):
+        values = _pad(values, (top, bottom, left, right), empty.astype(np.float32))
+    if preprocess.layout == "NCHW":
+        values = values.transpose(0, 3, 1, 2)  # [N, H, W, C] -> [N, C, H, W]
+    return np.ascontiguousarray(values)
+
+
+def to_images(manifest: Manifest, values: Values, scale: Scale) -> NDArray[Any]:
+    """Map graph values back: levels, rounded and clipped, or the intensities in [0, 1]."""
+    preprocess = manifest.preprocess
+    if preprocess.layout == "NCHW":
+        values = values.transpose(0, 2, 3, 1)  # [N, C, H, W] -> [N, H, W, C]
+    top, bottom, left, right = preprocess.padding
+    values = values[:, top : values.shape[1] - bottom, left : values.shape[2] - right]
+    low, high = preprocess.range
+    values = values * _row(preprocess.deviation) + _row(preprocess.mean)
+    unit = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+    if scale == "unit":
+        return np.ascontiguousarray(unit)
+    levels: Levels = np.rint(unit * np.float32(manifest.event.levels - 1)).astype(np.uint8)
+    return levels
+
+
+def image_keys(levels: Levels) -> NDArray[np.uint64]:
+    """Return the item key of each image [N], a digest of its levels in row-major order."""
+    return np.array([noise.item_key(image.tobytes()) for image in levels], np.uint64)
+
+
+def _check_array(manifest: Manifest, images: NDArray[Any], scale: Scale) -> Levels:
+    shape = manifest.event.shape
+    if images.shape[1:] != shape:
+        raise InvalidImage(
+            f"images have shape {list(images.shape)}; {manifest.name} takes "
+            f"[count, {shape[0]}, {shape[1]}, {shape[2]}] (height, width, channels)"
+        )
+    highest = manifest.event.levels - 1
+    if scale == "unit":
+        images = _unit_to_levels(images, highest)
+    elif not np.issubdtype(images.dtype, np.integer):
+        raise InvalidImage(
+            f"images hold {images.dtype}; send whole levels 0 to {highest}, "
+            "or floats in [0, 1] with scale set to unit"
+        )
+    if images.min() < 0 or images.max() > highest:
+        raise InvalidImage(
+            f"images hold levels from {images.min()} to {images.max()}; allowed are 0 to {highest}"
+        )
+    return images.astype(np.uint8)
+
+
+def _unit_to_levels(images: NDArray[Any], highest: int) -> NDArray[np.int64]:
+    if images.dtype.kind not in "fiu":
+        raise InvalidImage(f"images hold {images.dtype}; send floats in [0, 1]")
+    if not np.all(np.isfinite(images)):
+        raise InvalidImage("images hold NaN or infinity; send floats in [0, 1]")
+    if images.min() < 0 or images.max() > 1:
+        raise InvalidImage(
+            f"images hold values from {images.min():g} to {images.max():g}; allowed are 0 to 1"
+        )
+    levels: NDArray[np.int64] = np.rint(images * highest).astype(np.int64)
+    if np.abs(levels - images * highest).max() > 1e-3:
+        raise InvalidImage(f"unit values must be whole levels: k / {highest}, k = 0 to {highest}")
+    return levels
+
+
+def _read_png(manifest: Manifest, content: bytes, limits: Limits) -> Levels:
+    image = files.png_to_levels(content, manifest.event.levels, limits.image_pixels)
+    if image.shape != manifest.event.shape:
+        height, width, channels = manifest.event.shape
+        raise InvalidImage(
+            f"the PNG is {image.shape[0]} high, {image.shape[1]} wide, with {image.shape[2]} "
+            f"channels; {manifest.name} takes {height}, {width} and {channels}. "
+            "Resize it first: nothing is resized silently"
+        )
+    return image
+
+
+def _is_binary(levels: Levels, highest: int) -> bool:
+    return bool(np.all((levels == 0) | (levels == highest)))
+
+
+def _row(channels: Sequence[float]) -> Values:
+    return np.asarray(channels, np.float32)  # [C], broadcasts over [N, H, W, C]
+
+
+def _pad(values: Values, padding: tuple[int, int, int, int], empty: Values) -> Values:
+    count, height, width, channels = values.shape
+    top, bottom, left, right = padding
+    padded = np.empty((count, top + height + bottom, left + width + right, channels), np.float32)
+    padded[:] = empty
+    padded[:, top : top + height, left : left + width] = values
+    return padded

@@ -1,0 +1,198 @@
+"""What the operations are asked and what they answer, in arrays, for every transport alike.
+
+Arrays are rows first. Latents are flat vectors [N, D], float32. Images are levels, uint8
+[N, height, width, channels], or float32 in [0, 1] where the scale is `unit`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import OutOfRange
+
+Array = NDArray[Any]
+Scale = Literal["levels", "unit"]
+Mode = Literal["slerp", "lerp"]
+BinarisationRule = Literal["threshold", "stochastic"]
+Images = Array | Sequence[bytes]
+"""Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
+
+MAXIMUM_TIMEOUT_MS = 600_000
+"""The longest time, in milliseconds, that a request may give its answer."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds that hold for every request."""
+
+    count: int  # images in one request
+    draws: int  # noise draws for one image
+    rows: int  # images times draws in one request
+    image_pixels: int  # pixels of one uploaded PNG
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionRequest:
+    """What to condition on: one class for all or one each, or weights [K] or [N, K]."""
+
+    classes: Sequence[int] | None = None
+    class_weights: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """Draw `count` images. Without a seed, one is drawn and returned."""
+
+    count: int = 1
+    seed: int | None = None
+    condition: ConditionRequest = ConditionRequest()
+    temperature: float | None = None
+    truncation: float | None = None
+    scale: Scale = "levels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest:
+    """Map images to latents: the posterior mean, its deviation, and one draw where asked."""
+
+    images: Images
+    binarisation: BinarisationRule | None = None
+    draw: bool = False
+    seed: int | None = None
+    scale: Scale = "levels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRequest:
+    """Map latents [N, D] to images."""
+
+    latents: Array
+    latent_space: str | None = None
+    condition: ConditionRequest = ConditionRequest()
+    seed: int | None = None
+    scale: Scale = "levels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructRequest:
+    """Encode images to their posterior mean and decode that. Both use the same scale."""
+
+    images: Images
+    binarisation: BinarisationRule | None = None
+    condition: ConditionRequest = ConditionRequest()
+    seed: int | None = None
+    scale: Scale = "levels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRequest:
+    """Score images. `samples` asks for the importance-weighted bound with that many draws."""
+
+    images: Images
+    binarisation: BinarisationRule | None = None
+    samples: int | None = None
+    seed: int = 0
+    scale: Scale = "levels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A point in latent space: exactly one of a seed, a latent [D], an image [H, W, C] or PNG."""
+
+    seed: int | None = None
+    latent: Array | None = None
+    image: Array | bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateRequest:
+    """A path from start to end, a grid between four corners, or arithmetic plus - minus.
+
+    Corners are top left, top right, bottom left, bottom right. Exactly one of the three is given.
+    """
+
+    start: Endpoint | None = None
+    end: Endpoint | None = None
+    corners: Sequence[Endpoint] = ()
+    plus: Sequence[Endpoint] = ()
+    minus: Sequence[Endpoint] = ()
+    steps: int = 8
+    mode: Mode = "slerp"
+    condition: ConditionRequest = ConditionRequest()
+    seed: int | None = None
+    scale: Scale = "levels"
+
+
+Request = (
+    SampleRequest
+    | EncodeRequest
+    | DecodeRequest
+    | ReconstructRequest
+    | LikelihoodRequest
+    | InterpolateRequest
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationResult:
+    """Images with the latents and class weights that they were decoded from."""
+
+    images: Array  # uint8 or float32 [N, H, W, C]
+    latents: Array  # float32 [N, D]
+    class_weights: Array | None  # float32 [N, K]
+    seed: int  # of whatever was drawn
+    columns: int | None = None  # of the picture that shows them all; None for about a square
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult:
+    """Latents of images; `draws` are posterior samples, where asked."""
+
+    latents: Array  # float32 [N, D], the posterior mean
+    deviations: Array | None  # float32 [N, D]
+    draws: Array | None  # float32 [N, D]
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.latents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodResult:
+    """Log-likelihoods in nats, one for each image, with what they mean."""
+
+    log_likelihood: NDArray[np.float64]  # [N]
+    standard_error: NDArray[np.float64] | None  # [N], of the Monte Carlo draws; None for one draw
+    bits_per_dim: NDArray[np.float64] | None  # [N]
+    quantity: str
+    kind: str
+    base_measure: str
+    estimator: str
+    conditioning: str
+    draws: int
+    binarisation: str | None
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.log_likelihood)
+
+
+Result = GenerationResult | EncodeResult | LikelihoodResult
+
+
+def check_range(name: str, value: float, minimum: float, maximum: float) -> None:
+    """Raise OutOfRange unless minimum <= value <= maximum; NaN is out of every range."""
+    if not minimum <= value <= maximum:
+        raise OutOfRange(f"{name} is {value}; allowed is {minimum} to {maximum}")

@@ -1,0 +1,251 @@
+"""The row batcher's promises. Sessions are gated, so nothing sleeps."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.batcher import Batcher, Job, LoadedGraph, RowQueue
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from service.metrics import Metrics
+from tests.fakes import GatedSession
+
+
+class Doubling:
+    """Returns twice its input; a row that holds NaN makes the whole run fail."""
+
+    def run(self, inputs):
+        if np.isnan(inputs["x"]).any():
+            raise ValueError("NaN")
+        return {"y": 2.0 * inputs["x"]}
+
+
+def rows(count: int, first: float = 0.0) -> dict[str, np.ndarray]:
+    return {"x": np.arange(first, first + count)}
+
+
+def soon() -> float:
+    return time.monotonic() + 30.0
+
+
+@pytest.fixture
+def session() -> GatedSession:
+    return GatedSession(Doubling())
+
+
+@pytest.fixture
+def graph(session: GatedSession) -> LoadedGraph:
+    return LoadedGraph("toy", "1", "decode", session)
+
+
+@pytest.fixture
+async def make(metrics: Metrics, session: GatedSession) -> AsyncIterator[Callable[..., Batcher]]:
+    """Make batchers; at the end the gate opens and they close."""
+    made: list[Batcher] = []
+
+    def make_batcher(workers: int = 1, maximum_batch_rows: int = 8, bound: int = 100) -> Batcher:
+        made.append(
+            Batcher(
+                workers=workers,
+                maximum_batch_rows=maximum_batch_rows,
+                maximum_queued_rows=bound,
+                metrics=metrics,
+            )
+        )
+        return made[-1]
+
+    yield make_batcher
+    session.gate.set()
+    for batcher in made:
+        await batcher.close()
+
+
+async def settle() -> None:
+    """Let every task that can run do so."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def occupy(batcher: Batcher, graph: LoadedGraph, session: GatedSession) -> asyncio.Task:
+    """Keep the only worker busy with one row until the gate opens."""
+    task = asyncio.create_task(batcher.run(graph, rows(1, -1.0), soon()))
+    await asyncio.to_thread(session.started.wait)
+    return task
+
+
+async def test_a_lone_request_starts_at_once_and_is_split_over_idle_workers(
+    make, graph, session
+) -> None:
+    batcher = make(workers=2)
+    task = asyncio.create_task(batcher.run(graph, rows(4), soon()))
+    await settle()
+    session.gate.set()
+    assert (await task)["y"].tolist() == [0.0, 2.0, 4.0, 6.0]
+    assert session.batches == [2, 2]
+
+
+async def test_requests_that_arrive_meanwhile_form_the_next_batch(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    others = [asyncio.create_task(batcher.run(graph, rows(2, 10.0 * k), soon())) for k in range(3)]
+    await settle()
+    session.gate.set()
+    answers = [(await task)["y"].tolist() for task in others]
+    await first
+    assert answers == [[0.0, 2.0], [20.0, 22.0], [40.0, 42.0]]
+    assert session.batches == [1, 6]
+
+
+async def test_a_large_request_is_split_and_does_not_starve_a_small_one(
+    make, graph, session
+) -> None:
+    batcher = make(maximum_batch_rows=4)
+    first = await occupy(batcher, graph, session)
+    finished: list[str] = []
+
+    async def run(name: str, count: int) -> list[float]:
+        outputs = await batcher.run(graph, rows(count), soon())
+        finished.append(name)
+        return outputs["y"].tolist()
+
+    bulk = asyncio.create_task(run("bulk", 20))
+    await settle()
+    small = asyncio.create_task(run("small", 1))
+    await settle()
+    session.gate.set()
+    assert await bulk == [2.0 * k for k in range(20)]
+    assert await small == [0.0]
+    await first
+    assert finished == ["small", "bulk"]
+    assert max(session.batches) == 4
+
+
+async def test_a_cancelled_request_does_not_harm_its_batch_mates(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    leaver = asyncio.create_task(batcher.run(graph, rows(2), soon()))
+    stayer = asyncio.create_task(batcher.run(graph, rows(2, 5.0), soon()))
+    await settle()
+    leaver.cancel()
+    await settle()
+    session.gate.set()
+    assert (await stayer)["y"].tolist() == [10.0, 12.0]
+    await first
+    assert session.batches == [1, 2], "the cancelled rows must never reach the model"
+
+
+async def test_a_caller_may_leave_while_its_batch_runs(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    first.cancel()
+    await settle()
+    session.gate.set()
+    assert (await batcher.run(graph, rows(1, 3.0), soon()))["y"].tolist() == [6.0]
+
+
+async def test_only_the_guilty_request_fails(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    bad = asyncio.create_task(batcher.run(graph, {"x": np.array([np.nan])}, soon()))
+    good = asyncio.create_task(batcher.run(graph, rows(2), soon()))
+    await settle()
+    session.gate.set()
+    with pytest.raises(InferenceFailed):
+        await bad
+    assert (await good)["y"].tolist() == [0.0, 2.0]
+    await first
+
+
+async def test_an_expired_request_never_reaches_the_model(make, graph, session) -> None:
+    batcher = make()
+    with pytest.raises(DeadlineExceeded):
+        await batcher.run(graph, rows(1), time.monotonic() - 1.0)
+    assert session.batches == []
+
+
+async def test_a_deadline_ends_the_wait_in_the_queue(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.run(graph, rows(1), time.monotonic() + 0.01)
+    session.gate.set()
+    await first
+    assert session.batches == [1]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_try_again(make, graph, session) -> None:
+    batcher = make(bound=4)
+    first = await occupy(batcher, graph, session)
+    waiting = asyncio.create_task(batcher.run(graph, rows(4), soon()))
+    await settle()
+    with pytest.raises(QueueFull) as refusal:
+        await batcher.run(graph, rows(1), soon())
+    assert refusal.value.details["retry_after_seconds"] > 0
+    session.gate.set()
+    assert len((await waiting)["y"]) == 4
+    await first
+
+
+async def test_a_request_above_the_bound_runs_when_the_queue_is_empty(make, graph, session) -> None:
+    session.gate.set()
+    assert len((await make(bound=4).run(graph, rows(50), soon()))["y"]) == 50
+
+
+async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(
+    make, graph, session
+) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    queued = asyncio.create_task(batcher.run(graph, rows(3), soon()))
+    await settle()
+    closing = asyncio.create_task(batcher.close())
+    await settle()
+    with pytest.raises(ShuttingDown):
+        await batcher.run(graph, rows(1), soon())
+    session.gate.set()
+    assert len((await queued)["y"]) == 3
+    await first
+    await closing
+
+
+async def test_graphs_never_share_a_batch(make, session) -> None:
+    batcher = make()
+    one, other = (LoadedGraph("toy", "1", name, session) for name in ("encode", "decode"))
+    first = await occupy(batcher, one, session)
+    tasks = [asyncio.create_task(batcher.run(graph, rows(2), soon())) for graph in (one, other)]
+    await settle()
+    session.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert session.batches == [1, 2, 2]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    idle=st.lists(st.integers(1, 4), min_size=1, max_size=50),
+    maximum=st.integers(1, 16),
+)
+def test_every_row_is_taken_once_and_no_batch_is_too_large(
+    sizes: list[int], idle: list[int], maximum: int
+) -> None:
+    loop = asyncio.new_event_loop()
+    queue = RowQueue(maximum)
+    jobs = [Job({}, size, float("inf"), loop.create_future(), 0.0) for size in sizes]
+    for job in jobs:
+        queue.add(job)
+    taken = {id(job): [] for job in jobs}
+    turn = 0
+    while queue.rows:
+        waiting, workers = queue.rows, idle[turn % len(idle)]
+        batch = queue.take(workers)
+        size = sum(part.stop - part.start for part in batch)
+        assert 1 <= size <= maximum
+        assert size == min(maximum, -(-waiting // workers)), "an idle worker's share, no less"
+        for part in batch:
+            taken[id(part.job)].extend(range(part.start, part.stop))
+        turn += 1
+    assert [taken[id(job)] for job in jobs] == [list(range(size)) for size in sizes]
+    loop.close()

@@ -1,0 +1,631 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Scale(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCALE_UNSPECIFIED: _ClassVar[Scale]
+    SCALE_LEVELS: _ClassVar[Scale]
+    SCALE_UNIT: _ClassVar[Scale]
+
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FORMAT_UNSPECIFIED: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_ARRAY: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
+
+class GenerationPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    GENERATION_PART_UNSPECIFIED: _ClassVar[GenerationPart]
+    GENERATION_PART_IMAGES: _ClassVar[GenerationPart]
+    GENERATION_PART_LATENTS: _ClassVar[GenerationPart]
+
+class EncodingPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENCODING_PART_UNSPECIFIED: _ClassVar[EncodingPart]
+    ENCODING_PART_LATENTS: _ClassVar[EncodingPart]
+    ENCODING_PART_DEVIATIONS: _ClassVar[EncodingPart]
+    ENCODING_PART_DRAWS: _ClassVar[EncodingPart]
+
+class Binarisation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BINARISATION_UNSPECIFIED: _ClassVar[Binarisation]
+    BINARISATION_THRESHOLD: _ClassVar[Binarisation]
+    BINARISATION_STOCHASTIC: _ClassVar[Binarisation]
+
+class InterpolationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INTERPOLATION_MODE_UNSPECIFIED: _ClassVar[InterpolationMode]
+    INTERPOLATION_MODE_SLERP: _ClassVar[InterpolationMode]
+    INTERPOLATION_MODE_LERP: _ClassVar[InterpolationMode]
+
+class Reproducibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPRODUCIBILITY_UNSPECIFIED: _ClassVar[Reproducibility]
+    REPRODUCIBILITY_BITWISE: _ClassVar[Reproducibility]
+    REPRODUCIBILITY_NUMERIC: _ClassVar[Reproducibility]
+
+class Quantity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUANTITY_UNSPECIFIED: _ClassVar[Quantity]
+    QUANTITY_PROBABILITY: _ClassVar[Quantity]
+    QUANTITY_DENSITY: _ClassVar[Quantity]
+
+class LikelihoodKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LIKELIHOOD_KIND_UNSPECIFIED: _ClassVar[LikelihoodKind]
+    LIKELIHOOD_KIND_EXACT: _ClassVar[LikelihoodKind]
+    LIKELIHOOD_KIND_LOWER_BOUND: _ClassVar[LikelihoodKind]
+    LIKELIHOOD_KIND_ESTIMATE: _ClassVar[LikelihoodKind]
+
+class BaseMeasure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BASE_MEASURE_UNSPECIFIED: _ClassVar[BaseMeasure]
+    BASE_MEASURE_COUNTING: _ClassVar[BaseMeasure]
+    BASE_MEASURE_LEBESGUE: _ClassVar[BaseMeasure]
+
+class Conditioning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONDITIONING_UNSPECIFIED: _ClassVar[Conditioning]
+    CONDITIONING_GIVEN: _ClassVar[Conditioning]
+    CONDITIONING_NONE: _ClassVar[Conditioning]
+    CONDITIONING_MARGINAL: _ClassVar[Conditioning]
+
+class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_STATE_UNSPECIFIED: _ClassVar[ModelState]
+    MODEL_STATE_AVAILABLE: _ClassVar[ModelState]
+    MODEL_STATE_LOADING: _ClassVar[ModelState]
+    MODEL_STATE_READY: _ClassVar[ModelState]
+    MODEL_STATE_REFUSED: _ClassVar[ModelState]
+SCALE_UNSPECIFIED: Scale
+SCALE_LEVELS: Scale
+SCALE_UNIT: Scale
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat
+IMAGE_FORMAT_ARRAY: ImageFormat
+IMAGE_FORMAT_PNG: ImageFormat
+GENERATION_PART_UNSPECIFIED: GenerationPart
+GENERATION_PART_IMAGES: GenerationPart
+GENERATION_PART_LATENTS: GenerationPart
+ENCODING_PART_UNSPECIFIED: EncodingPart
+ENCODING_PART_LATENTS: EncodingPart
+ENCODING_PART_DEVIATIONS: EncodingPart
+ENCODING_PART_DRAWS: EncodingPart
+BINARISATION_UNSPECIFIED: Binarisation
+BINARISATION_THRESHOLD: Binarisation
+BINARISATION_STOCHASTIC: Binarisation
+INTERPOLATION_MODE_UNSPECIFIED: InterpolationMode
+INTERPOLATION_MODE_SLERP: InterpolationMode
+INTERPOLATION_MODE_LERP: InterpolationMode
+REPRODUCIBILITY_UNSPECIFIED: Reproducibility
+REPRODUCIBILITY_BITWISE: Reproducibility
+REPRODUCIBILITY_NUMERIC: Reproducibility
+QUANTITY_UNSPECIFIED: Quantity
+QUANTITY_PROBABILITY: Quantity
+QUANTITY_DENSITY: Quantity
+LIKELIHOOD_KIND_UNSPECIFIED: LikelihoodKind
+LIKELIHOOD_KIND_EXACT: LikelihoodKind
+LIKELIHOOD_KIND_LOWER_BOUND: LikelihoodKind
+LIKELIHOOD_KIND_ESTIMATE: LikelihoodKind
+BASE_MEASURE_UNSPECIFIED: BaseMeasure
+BASE_MEASURE_COUNTING: BaseMeasure
+BASE_MEASURE_LEBESGUE: BaseMeasure
+CONDITIONING_UNSPECIFIED: Conditioning
+CONDITIONING_GIVEN: Conditioning
+CONDITIONING_NONE: Conditioning
+CONDITIONING_MARGINAL: Conditioning
+MODEL_STATE_UNSPECIFIED: ModelState
+MODEL_STATE_AVAILABLE: ModelState
+MODEL_STATE_LOADING: ModelState
+MODEL_STATE_READY: ModelState
+MODEL_STATE_REFUSED: ModelState
+
+class SampleRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    count: int
+    seed: int
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    condition: Condition
+    temperature: float
+    truncation: float
+    scale: Scale
+    returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
+    image_format: ImageFormat
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class SampleResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    images: Images
+    latents: Latents
+    latent_space: str
+    class_weights: ClassWeights
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class EncodeRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "seed", "scale", "returns")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    images: Images
+    binarisation: Binarisation
+    seed: int
+    scale: Scale
+    returns: _containers.RepeatedScalarFieldContainer[EncodingPart]
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[EncodingPart, str]]] = ...) -> None: ...
+
+class EncodeResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "latents", "latent_space", "deviations", "draws")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    latents: Latents
+    latent_space: str
+    deviations: Latents
+    draws: Latents
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., deviations: _Optional[_Union[Latents, _Mapping]] = ..., draws: _Optional[_Union[Latents, _Mapping]] = ...) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "latents", "latent_space", "class_label", "condition", "seed", "scale", "returns", "image_format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    latents: Latents
+    latent_space: str
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    condition: Condition
+    seed: int
+    scale: Scale
+    returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
+    image_format: ImageFormat
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    images: Images
+    latents: Latents
+    latent_space: str
+    class_weights: ClassWeights
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReconstructRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "class_label", "condition", "seed", "scale", "returns", "image_format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    images: Images
+    binarisation: Binarisation
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    condition: Condition
+    seed: int
+    scale: Scale
+    returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
+    image_format: ImageFormat
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class ReconstructResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    images: Images
+    latents: Latents
+    latent_space: str
+    class_weights: ClassWeights
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class LikelihoodRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    images: Images
+    binarisation: Binarisation
+    samples: int
+    seed: int
+    scale: Scale
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ...) -> None: ...
+
+class LikelihoodResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "log_likelihood", "standard_error", "bits_per_dim", "quantity", "kind", "base_measure", "estimator", "conditioning", "draws", "binarisation")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    BITS_PER_DIM_FIELD_NUMBER: _ClassVar[int]
+    QUANTITY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BASE_MEASURE_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    log_likelihood: _containers.RepeatedScalarFieldContainer[float]
+    standard_error: _containers.RepeatedScalarFieldContainer[float]
+    bits_per_dim: _containers.RepeatedScalarFieldContainer[float]
+    quantity: Quantity
+    kind: LikelihoodKind
+    base_measure: BaseMeasure
+    estimator: str
+    conditioning: Conditioning
+    draws: int
+    binarisation: Binarisation
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., standard_error: _Optional[_Iterable[float]] = ..., bits_per_dim: _Optional[_Iterable[float]] = ..., quantity: _Optional[_Union[Quantity, str]] = ..., kind: _Optional[_Union[LikelihoodKind, str]] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ..., estimator: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ..., draws: _Optional[int] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ...) -> None: ...
+
+class InterpolateRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "start", "end", "corners", "arithmetic", "steps", "mode", "class_label", "condition", "seed", "scale", "returns", "image_format")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CORNERS_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    start: Endpoint
+    end: Endpoint
+    corners: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    arithmetic: Arithmetic
+    steps: int
+    mode: InterpolationMode
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    condition: Condition
+    seed: int
+    scale: Scale
+    returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
+    image_format: ImageFormat
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., start: _Optional[_Union[Endpoint, _Mapping]] = ..., end: _Optional[_Union[Endpoint, _Mapping]] = ..., corners: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., arithmetic: _Optional[_Union[Arithmetic, _Mapping]] = ..., steps: _Optional[int] = ..., mode: _Optional[_Union[InterpolationMode, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+
+class InterpolateResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    images: Images
+    latents: Latents
+    latent_space: str
+    class_weights: ClassWeights
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "request_id")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    request_id: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model", "request_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    request_id: str
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class Images(_message.Message):
+    __slots__ = ("count", "height", "width", "channels", "levels", "unit_values", "png")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    UNIT_VALUES_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    height: int
+    width: int
+    channels: int
+    levels: bytes
+    unit_values: bytes
+    png: PngFiles
+    def __init__(self, count: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., levels: _Optional[bytes] = ..., unit_values: _Optional[bytes] = ..., png: _Optional[_Union[PngFiles, _Mapping]] = ...) -> None: ...
+
+class PngFiles(_message.Message):
+    __slots__ = ("files",)
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    files: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Latents(_message.Message):
+    __slots__ = ("count", "size", "values")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    size: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Condition(_message.Message):
+    __slots__ = ("classes", "class_weights")
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    class_weights: ClassWeights
+    def __init__(self, classes: _Optional[_Iterable[int]] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ...) -> None: ...
+
+class ClassWeights(_message.Message):
+    __slots__ = ("count", "size", "values")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    size: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Endpoint(_message.Message):
+    __slots__ = ("seed", "latent", "image")
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    seed: int
+    latent: Latents
+    image: Images
+    def __init__(self, seed: _Optional[int] = ..., latent: _Optional[_Union[Latents, _Mapping]] = ..., image: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+
+class Arithmetic(_message.Message):
+    __slots__ = ("plus", "minus")
+    PLUS_FIELD_NUMBER: _ClassVar[int]
+    MINUS_FIELD_NUMBER: _ClassVar[int]
+    plus: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    minus: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    def __init__(self, plus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., minus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for")
+    class ControlsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Control
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Control, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    LATENT_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    CONTROLS_FIELD_NUMBER: _ClassVar[int]
+    BINARISATIONS_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_REQUIRED_BY_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FOR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    state: ModelState
+    reason: str
+    family: str
+    licence: str
+    artifact_digest: str
+    operations: _containers.RepeatedScalarFieldContainer[str]
+    event: Event
+    latent: LatentSpace
+    condition: ConditionSpace
+    controls: _containers.MessageMap[str, Control]
+    binarisations: _containers.RepeatedScalarFieldContainer[Binarisation]
+    binarisation_required_by: _containers.RepeatedScalarFieldContainer[str]
+    quality: _containers.RepeatedCompositeFieldContainer[Figure]
+    default_for: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("height", "width", "channels", "levels", "base_measure")
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    BASE_MEASURE_FIELD_NUMBER: _ClassVar[int]
+    height: int
+    width: int
+    channels: int
+    levels: int
+    base_measure: BaseMeasure
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., levels: _Optional[int] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ...) -> None: ...
+
+class LatentSpace(_message.Message):
+    __slots__ = ("space", "size", "prior")
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    space: str
+    size: int
+    prior: str
+    def __init__(self, space: _Optional[str] = ..., size: _Optional[int] = ..., prior: _Optional[str] = ...) -> None: ...
+
+class ConditionSpace(_message.Message):
+    __slots__ = ("kinds", "names", "prior")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    prior: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., names: _Optional[_Iterable[str]] = ..., prior: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Control(_message.Message):
+    __slots__ = ("meaning", "minimum", "maximum", "default_value")
+    MEANING_FIELD_NUMBER: _ClassVar[int]
+    MINIMUM_FIELD_NUMBER: _ClassVar[int]
+    MAXIMUM_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    meaning: str
+    minimum: float
+    maximum: float
+    default_value: float
+    def __init__(self, meaning: _Optional[str] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., default_value: _Optional[float] = ...) -> None: ...
+
+class Figure(_message.Message):
+    __slots__ = ("name", "value", "unit", "protocol", "standard_error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: float
+    unit: str
+    protocol: str
+    standard_error: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., protocol: _Optional[str] = ..., standard_error: _Optional[float] = ...) -> None: ...

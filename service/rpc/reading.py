@@ -1,0 +1,198 @@
+"""Proto messages to the core's requests. What the messages can't express wrongly needs no check.
+
+Only what is set is handed on, so that the defaults live in the core alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+
+from service.core.requests import (
+    MAXIMUM_TIMEOUT_MS,
+    Array,
+    ConditionRequest,
+    DecodeRequest,
+    EncodeRequest,
+    Endpoint,
+    Images,
+    InterpolateRequest,
+    LikelihoodRequest,
+    ReconstructRequest,
+    SampleRequest,
+    check_range,
+)
+from service.errors import InvalidImage, InvalidLatent, InvalidRequest
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.words import to_word
+
+Batch = pb.Images | pb.Latents | pb.ClassWeights
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "levels": np.dtype(np.uint8),
+    "unit_values": np.dtype("<f4"),
+}
+_SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
+
+# The fields that shape a batch, and the error where its values are more or fewer.
+_SHAPES: dict[type[Batch], tuple[Sequence[str], type[InvalidRequest]]] = {
+    pb.Images: (("count", "height", "width", "channels"), InvalidImage),
+    pb.Latents: (("count", "size"), InvalidLatent),
+    pb.ClassWeights: (("count", "size"), InvalidRequest),
+}
+
+
+def sample(message: pb.SampleRequest) -> SampleRequest:
+    """Return what a SampleRequest asks."""
+    return SampleRequest(
+        **_given(message, "count", "seed", "temperature", "truncation", "scale"),
+        condition=_condition(message),
+    )
+
+
+def encode(message: pb.EncodeRequest) -> EncodeRequest:
+    """Return what an EncodeRequest asks."""
+    return EncodeRequest(
+        **_given(message, "binarisation", "seed", "scale"),
+        images=_images(message.images, message.scale),
+        draw="draws" in parts(message),
+    )
+
+
+def decode(message: pb.DecodeRequest) -> DecodeRequest:
+    """Return what a DecodeRequest asks."""
+    return DecodeRequest(
+        **_given(message, "latent_space", "seed", "scale"),
+        latents=_rows(message.latents),
+        condition=_condition(message),
+    )
+
+
+def reconstruct(message: pb.ReconstructRequest) -> ReconstructRequest:
+    """Return what a ReconstructRequest asks."""
+    return ReconstructRequest(
+        **_given(message, "binarisation", "seed", "scale"),
+        images=_images(message.images, message.scale),
+        condition=_condition(message),
+    )
+
+
+def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
+    """Return what a LikelihoodRequest asks."""
+    return LikelihoodRequest(
+        **_given(message, "binarisation", "samples", "seed", "scale"),
+        images=_images(message.images, message.scale),
+    )
+
+
+def interpolate(message: pb.InterpolateRequest) -> InterpolateRequest:
+    """Return what an InterpolateRequest asks."""
+
+    def endpoints(points: Sequence[pb.Endpoint]) -> list[Endpoint]:
+        return [_endpoint(point, message.scale) for point in points]
+
+    return InterpolateRequest(
+        **_given(message, "steps", "mode", "seed", "scale"),
+        start=_endpoint(message.start, message.scale) if message.HasField("start") else None,
+        end=_endpoint(message.end, message.scale) if message.HasField("end") else None,
+        corners=endpoints(message.corners),
+        plus=endpoints(message.arithmetic.plus),
+        minus=endpoints(message.arithmetic.minus),
+        condition=_condition(message),
+    )
+
+
+def parts(message: Message) -> list[str]:
+    """Return what a request wants in its answer, as words; empty for the default."""
+    enum = message.DESCRIPTOR.fields_by_name["returns"].enum_type
+    return [to_word(enum, number) for number in message.returns]
+
+
+def as_png(message: Message) -> bool:
+    """Return whether images shall be PNG files; raises InvalidRequest where they can't be."""
+    png: bool = _given(message, "image_format").get("image_format") == "png"
+    if png and message.scale == pb.SCALE_UNIT:
+        raise InvalidRequest(
+            "a PNG holds levels: set image_format to IMAGE_FORMAT_ARRAY, or leave out scale"
+        )
+    return png
+
+
+def timeout_seconds(message: Message, remaining_seconds: float | None) -> float | None:
+    """Return the shorter of the request's timeout and what is left of the call's deadline."""
+    if not message.HasField("timeout_ms"):
+        return remaining_seconds
+    check_range("timeout_ms", message.timeout_ms, 1, MAXIMUM_TIMEOUT_MS)
+    seconds = float(message.timeout_ms) / 1000
+    return seconds if remaining_seconds is None else min(seconds, remaining_seconds)
+
+
+def _given(message: Message, *names: str) -> dict[str, Any]:
+    """Return those of the named fields that are set; choices as words."""
+    return {
+        field.name: to_word(field.enum_type, value) if field.enum_type else value
+        for field, value in message.ListFields()
+        if field.name in names
+    }
+
+
+def _condition(message: Message) -> ConditionRequest:
+    if not message.HasField("condition"):
+        return ConditionRequest(classes=list(message.class_label) or None)
+    if message.class_label:
+        raise InvalidRequest("give class_label or condition, not both")
+    weights = None
+    if message.condition.HasField("class_weights"):
+        weights = _rows(message.condition.class_weights)
+        if len(weights) == 1:
+            weights = weights[0]  # [1, K] -> [K]: the same for all images
+    return ConditionRequest(classes=list(message.condition.classes) or None, class_weights=weights)
+
+
+def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
+    kind = point.WhichOneof("point")
+    if kind == "seed":
+        return Endpoint(seed=point.seed)
+    if kind == "latent":
+        return Endpoint(latent=_only(_rows(point.latent), InvalidLatent))
+    if kind == "image":
+        return Endpoint(image=_only(_images(point.image, scale), InvalidImage))
+    return Endpoint()
+
+
+def _only(rows: Images, error: type[InvalidRequest]) -> Any:
+    if len(rows) != 1:
+        raise error(f"a point is exactly 1 latent or image; {len(rows)} were sent for it")
+    return rows[0]
+
+
+def _images(images: pb.Images, scale: int) -> Images:
+    """Return the PNG files, or the array [N, H, W, C], that the message holds."""
+    form = images.WhichOneof("pixels")
+    if form is None:
+        raise InvalidImage("no images were sent: set one of levels, unit_values and png")
+    if form == "png":
+        return list(images.png.files)
+    if _SCALES[form] != (scale or pb.SCALE_LEVELS):
+        raise InvalidRequest(f"{form} goes with {pb.Scale.Name(_SCALES[form])}; set scale to it")
+    shape = _shape(images, form, _DTYPES[form].itemsize)
+    return np.frombuffer(getattr(images, form), _DTYPES[form]).reshape(shape)
+
+
+def _rows(rows: pb.Latents | pb.ClassWeights) -> Array:
+    return np.array(rows.values, np.float32).reshape(_shape(rows, "values", 1))
+
+
+def _shape(batch: Batch, content: str, item_size: int) -> list[int]:
+    """Return the shape that a batch states; raises unless its field `content` fits it."""
+    name, (fields, error) = batch.DESCRIPTOR.name, _SHAPES[type(batch)]
+    sides = [getattr(batch, field) for field in fields]
+    stated = ", ".join(f"{field} {side}" for field, side in zip(fields, sides, strict=True))
+    if min(sides) < 1:
+        raise error(f"{name} has {stated}; each must be at least 1")
+    held, needed = len(getattr(batch, content)), math.prod(sides) * item_size
+    if held != needed:
+        raise error(f"{name}.{content} has the length {held}; {stated} need {needed}")
+    return sides

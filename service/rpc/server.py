@@ -1,0 +1,144 @@
+"""The gRPC server: the generation service, health, reflection, and what is around every call."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.core.engine import Engine
+from service.errors import GenserveError, MalformedRequest
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from service.rpc.servicer import GenerationServicer
+from service.rpc.status import internal_status, to_status
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
+REQUEST_ID = "x-request-id"
+
+access = logging.getLogger("genserve.access")
+log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """A gRPC server without a port yet, and what it tells those who ask for its health."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+
+    async def start(self) -> None:
+        """Start on the ports that were added; not serving, for health checks, until told to be."""
+        await self.set_serving(False)
+        await self.server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Answer health checks of the server and of the generation service with this."""
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            await self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+def create_server(engine: Engine, *, maximum_message_bytes: int) -> Rpc:
+    """Build the server; it has no port and is not started yet.
+
+    A request message of more than `maximum_message_bytes`, as sent or decompressed, is refused by
+    gRPC itself with RESOURCE_EXHAUSTED. Answers are not limited.
+    """
+    server = grpc.aio.server(
+        interceptors=[_Calls()],
+        options=[
+            ("grpc.max_receive_message_length", maximum_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared silently
+        ],
+    )
+    servicer = GenerationServicer(engine)
+    add_GenerationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
+    return Rpc(server, checks)
+
+
+class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
+    """Around every call of the service: its id, its errors as statuses, and a line in the log."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Replace a method's handler by one that reads the bytes itself."""
+        handler = await continuation(handler_call_details)
+        service, _, method = handler_call_details.method.removeprefix("/").partition("/")
+        if handler is None or service != SERVICE:
+            return handler
+        # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
+        return grpc.unary_unary_rpc_method_handler(
+            partial(_answer, method, handler), response_serializer=handler.response_serializer
+        )
+
+
+async def _answer(
+    method: str, handler: grpc.RpcMethodHandler, content: bytes, context: grpc.aio.ServicerContext
+) -> Message:
+    """Answer one call, whatever happens, and write its line in the log."""
+    started, request_id = time.monotonic(), _request_id(context)
+    status = grpc.StatusCode.CANCELLED  # stays where the client leaves
+    await context.send_initial_metadata(((REQUEST_ID, request_id),))
+    try:
+        answer = await handler.unary_unary(_parse(handler, content), context)
+        answer.request_id = request_id
+        status = grpc.StatusCode.OK
+        return answer
+    except GenserveError as error:
+        refusal = to_status(error)
+        status = refusal.code
+        if status is grpc.StatusCode.INTERNAL:
+            log.error(error.message, extra={"reason": error.reason, "request_id": request_id})
+    except Exception:
+        refusal = internal_status(request_id)
+        status = refusal.code
+        log.exception("unexpected error", extra={"request_id": request_id})
+    finally:
+        access.info(
+            "request",
+            extra={
+                "request_id": request_id,
+                "method": method,
+                "status": status.name,
+                "seconds": round(time.monotonic() - started, 6),
+            },
+        )
+    await context.abort_with_status(refusal)
+
+
+def _parse(handler: grpc.RpcMethodHandler, content: bytes) -> Message:
+    try:
+        return handler.request_deserializer(content)
+    except DecodeError:
+        raise MalformedRequest(
+            "the bytes are no message of this method; use stubs of genserve.v1"
+        ) from None
+
+
+def _request_id(context: grpc.aio.ServicerContext) -> str:
+    """Return the client's id where it is sane, or a new one."""
+    metadata: Any = context.invocation_metadata() or ()
+    for key, value in metadata:
+        if key == REQUEST_ID and _SANE_ID.fullmatch(value):
+            return str(value)
+    return uuid.uuid4().hex

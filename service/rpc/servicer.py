@@ -1,0 +1,106 @@
+"""The gRPC methods: a message becomes a request, the engine runs it, its answer a message.
+
+An error leaves a method as a GenserveError; the server around it makes it a status, and sets the
+`request_id` of every answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from service.core.engine import Answer, Engine
+from service.core.models import Model
+from service.core.requests import Request
+from service.rpc import reading, writing
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceServicer
+from service.rpc.writing import Generation
+
+Read = Callable[[Any], Request]
+Context: TypeAlias = grpc.aio.ServicerContext
+
+_LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
+
+
+class GenerationServicer(GenerationServiceServicer):
+    """genserve.v1.GenerationService over an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def Sample(self, message: pb.SampleRequest, context: Context) -> pb.SampleResponse:
+        """Draw images."""
+        return await self._generate("sample", message, context, reading.sample, pb.SampleResponse)
+
+    async def Encode(self, message: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        """Map images to latents."""
+        answer = await self._run("encode", message, context, reading.encode)
+        return writing.encoding(answer, reading.parts(message))
+
+    async def Decode(self, message: pb.DecodeRequest, context: Context) -> pb.DecodeResponse:
+        """Map latents to images."""
+        return await self._generate("decode", message, context, reading.decode, pb.DecodeResponse)
+
+    async def Reconstruct(
+        self, message: pb.ReconstructRequest, context: Context
+    ) -> pb.ReconstructResponse:
+        """Map images to latents and back."""
+        return await self._generate(
+            "reconstruct", message, context, reading.reconstruct, pb.ReconstructResponse
+        )
+
+    async def Likelihood(
+        self, message: pb.LikelihoodRequest, context: Context
+    ) -> pb.LikelihoodResponse:
+        """Score images."""
+        answer = await self._run("likelihood", message, context, reading.likelihood)
+        return writing.likelihoods(answer)
+
+    async def Interpolate(
+        self, message: pb.InterpolateRequest, context: Context
+    ) -> pb.InterpolateResponse:
+        """Decode a path, a grid or latent arithmetic."""
+        return await self._generate(
+            "interpolate", message, context, reading.interpolate, pb.InterpolateResponse
+        )
+
+    async def ListModels(
+        self, message: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """Describe all models."""
+        models = self._engine.models.all()
+        return pb.ListModelsResponse(models=[self._describe(found) for found in models])
+
+    async def GetModel(self, message: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        """Describe one model."""
+        found = self._engine.models.find(message.model)
+        return pb.GetModelResponse(model=self._describe(found))
+
+    def _describe(self, model: Model) -> pb.Model:
+        return writing.model(model, self._engine.default_for(model))
+
+    async def _generate(
+        self,
+        operation: str,
+        message: Message,
+        context: Context,
+        read: Read,
+        response: type[Generation],
+    ) -> Generation:
+        png, parts = reading.as_png(message), reading.parts(message)
+        answer = await self._run(operation, message, context, read)
+        if png:
+            # Compression takes a while, in which the thread lets other calls go on.
+            return await asyncio.to_thread(writing.generation, response, answer, parts, png)
+        return writing.generation(response, answer, parts, png)
+
+    async def _run(self, operation: str, message: Message, context: Context, read: Read) -> Answer:
+        """Read the request and run it within its timeout and the deadline of the call."""
+        seconds = reading.timeout_seconds(message, context.time_remaining())
+        large = message.ByteSize() > _LARGE_BYTES
+        request = await asyncio.to_thread(read, message) if large else read(message)
+        model = message.model if message.HasField("model") else None
+        return await self._engine.run(operation, request, model=model, timeout_seconds=seconds)

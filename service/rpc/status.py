@@ -1,0 +1,87 @@
+"""The gRPC status of every error: a code, a reason, and how long to wait."""
+
+import json
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from grpc_status import rpc_status
+
+from service import errors
+
+DOMAIN = "genserve"
+
+# A status travels in HTTP/2 headers, of which clients take 8 KiB; a refusal may quote its input.
+_MAXIMUM_TEXT_BYTES = 1000
+_MAXIMUM_METADATA_ENTRIES = 2
+
+STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
+    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    errors.MalformedRequest: StatusCode.INVALID_ARGUMENT,
+    errors.UnsupportedMediaType: StatusCode.INVALID_ARGUMENT,
+    errors.NotAcceptable: StatusCode.INVALID_ARGUMENT,
+    errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers it
+    errors.InvalidImage: StatusCode.INVALID_ARGUMENT,
+    errors.InvalidLatent: StatusCode.INVALID_ARGUMENT,
+    errors.OutOfRange: StatusCode.INVALID_ARGUMENT,
+    errors.BinarisationRequired: StatusCode.INVALID_ARGUMENT,
+    errors.LatentSpaceMismatch: StatusCode.INVALID_ARGUMENT,
+    errors.ControlNotOffered: StatusCode.INVALID_ARGUMENT,
+    errors.ConditionNotOffered: StatusCode.INVALID_ARGUMENT,
+    errors.ModelNotFound: StatusCode.NOT_FOUND,
+    # Not UNIMPLEMENTED: the server has the method, and another model offers it.
+    errors.OperationNotOffered: StatusCode.FAILED_PRECONDITION,
+    errors.ModelUnavailable: StatusCode.UNAVAILABLE,
+    errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.RequestCancelled: StatusCode.CANCELLED,
+    errors.ShuttingDown: StatusCode.UNAVAILABLE,
+    errors.InferenceFailed: StatusCode.INTERNAL,
+}
+
+
+def to_status(error: errors.GenserveError) -> rpc_status._Status:
+    """Return the status that answers with an error, its details packed for `grpc-status`."""
+    details: list[Message] = [
+        ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_metadata(error.details))
+    ]
+    retry_after_seconds = error.details.get("retry_after_seconds")
+    if isinstance(retry_after_seconds, int | float):
+        delay = Duration()
+        delay.FromMilliseconds(round(1000 * retry_after_seconds))
+        details.append(RetryInfo(retry_delay=delay))
+    return _status(STATUS_CODES[type(error)], error.message, details)
+
+
+def internal_status(request_id: str) -> rpc_status._Status:
+    """Return the status for an error that nobody foresaw; what it was is in the log alone."""
+    message = f"the server failed; its log says why, under request id {request_id}"
+    return _status(StatusCode.INTERNAL, message, [ErrorInfo(reason="INTERNAL", domain=DOMAIN)])
+
+
+def _status(code: StatusCode, message: str, details: list[Message]) -> rpc_status._Status:
+    status = Status(code=code.value[0], message=_bounded(message))
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return rpc_status.to_status(status)
+
+
+def _metadata(details: dict[str, object]) -> dict[str, str]:
+    entries = list(details.items())[:_MAXIMUM_METADATA_ENTRIES]
+    return {name: _bounded(_text(value)) for name, value in entries}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _bounded(text: str) -> str:
+    content = text.encode()
+    if len(content) <= _MAXIMUM_TEXT_BYTES:
+        return text
+    return content[:_MAXIMUM_TEXT_BYTES].decode(errors="ignore") + "..."

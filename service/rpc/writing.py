@@ -1,0 +1,186 @@
+"""The core's answers to proto messages."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from service.core.engine import Answer
+from service.core.manifest import Manifest
+from service.core.models import Model
+from service.core.noise import SCHEME
+from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
+from service.errors import NotAcceptable
+from service.images import levels_to_png
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.words import to_name
+
+Generation = TypeVar(
+    "Generation",
+    pb.SampleResponse,
+    pb.DecodeResponse,
+    pb.ReconstructResponse,
+    pb.InterpolateResponse,
+)
+
+
+def generation(
+    response: type[Generation], answer: Answer, parts: Sequence[str], png: bool
+) -> Generation:
+    """Return the answer of an operation that generates images; `parts` are words, [] images."""
+    result = answer.result
+    assert isinstance(result, GenerationResult), "the operation generates images"
+    fields = {**_origin(answer), **_classes(result.class_weights)}
+    if not parts or "images" in parts:
+        fields["images"] = _images(answer.manifest, result.images, png)
+    if "latents" in parts:
+        fields["latents"] = _latents(result.latents)
+        fields["latent_space"] = _latent_space(answer.manifest)
+    return response(**fields)
+
+
+def encoding(answer: Answer, parts: Sequence[str]) -> pb.EncodeResponse:
+    """Return the answer of Encode; `parts` are words, [] latents."""
+    result = answer.result
+    assert isinstance(result, EncodeResult), "the operation encodes"
+    return pb.EncodeResponse(
+        **_origin(answer),
+        latents=_latents(result.latents) if not parts or "latents" in parts else None,
+        latent_space=_latent_space(answer.manifest),
+        deviations=_latents(result.deviations) if "deviations" in parts else None,
+        draws=_latents(result.draws) if "draws" in parts else None,
+    )
+
+
+def likelihoods(answer: Answer) -> pb.LikelihoodResponse:
+    """Return the answer of Likelihood: a column for each number, and what all of them mean."""
+    result = answer.result
+    assert isinstance(result, LikelihoodResult), "the operation scores"
+    return pb.LikelihoodResponse(
+        **_origin(answer),
+        log_likelihood=_column(result.log_likelihood),
+        standard_error=_column(result.standard_error),
+        bits_per_dim=_column(result.bits_per_dim),
+        quantity=to_name(pb.Quantity.DESCRIPTOR, result.quantity),
+        kind=to_name(pb.LikelihoodKind.DESCRIPTOR, result.kind),
+        base_measure=to_name(pb.BaseMeasure.DESCRIPTOR, result.base_measure),
+        estimator=result.estimator,
+        conditioning=to_name(pb.Conditioning.DESCRIPTOR, result.conditioning),
+        draws=result.draws,
+        binarisation=to_name(pb.Binarisation.DESCRIPTOR, result.binarisation),
+    )
+
+
+def model(found: Model, default_for: Sequence[str]) -> pb.Model:
+    """Return the description of a model, and the operations that it is the default of."""
+    return pb.Model(
+        name=found.name,
+        version=found.version,
+        state=to_name(pb.ModelState.DESCRIPTOR, found.state),
+        reason=found.reason,
+        default_for=default_for,
+        **(_description(found.manifest) if found.manifest else {}),
+    )
+
+
+def _origin(answer: Answer) -> dict[str, Any]:
+    """Return what every answer says of where it is from; the call's id is set around it."""
+    return {
+        "model": answer.model,
+        "artifact_digest": answer.manifest.artifact_digest,
+        "noise_scheme": SCHEME,
+        "reproducible": to_name(pb.Reproducibility.DESCRIPTOR, answer.reproducible),
+        "seed": answer.result.seed,
+    }
+
+
+def _classes(weights: Array | None) -> dict[str, Any]:
+    if weights is None:
+        return {}
+    fields = {"class_weights": pb.ClassWeights(**_rows(weights))}
+    one_hot = bool(np.all((weights == 0) | (weights == 1)))  # each row sums to 1
+    return {**fields, "class_label": weights.argmax(axis=1).tolist()} if one_hot else fields
+
+
+def _images(manifest: Manifest, images: Array, png: bool) -> pb.Images:
+    count, height, width, channels = images.shape
+    if png and channels not in (1, 3):
+        raise NotAcceptable(
+            f"{manifest.name} makes images of {channels} channels, and a PNG holds 1 or 3; "
+            "set image_format to IMAGE_FORMAT_ARRAY"
+        )
+    return pb.Images(
+        count=count,
+        height=height,
+        width=width,
+        channels=channels,
+        **_pixels(images, png, manifest.event.levels),
+    )
+
+
+def _pixels(images: Array, png: bool, levels: int) -> dict[str, Any]:
+    if png:
+        return {"png": pb.PngFiles(files=[levels_to_png(image, levels) for image in images])}
+    if images.dtype == np.uint8:
+        return {"levels": images.tobytes()}
+    return {"unit_values": images.astype("<f4").tobytes()}
+
+
+def _latents(latents: Array | None) -> pb.Latents | None:
+    return None if latents is None else pb.Latents(**_rows(latents))
+
+
+def _rows(rows: Array) -> dict[str, Any]:
+    count, size = rows.shape
+    return {"count": count, "size": size, "values": rows.ravel().tolist()}
+
+
+def _latent_space(manifest: Manifest) -> str:
+    assert manifest.latent is not None, "the manifest was checked for a latent"
+    return manifest.latent.space
+
+
+def _column(values: Array | None) -> list[float]:
+    return [] if values is None else values.tolist()
+
+
+def _description(manifest: Manifest) -> dict[str, Any]:
+    binarisation = manifest.preprocess.binarisation
+    rules = binarisation.rules if binarisation else ()
+    return {
+        "family": manifest.family,
+        "licence": manifest.licence,
+        "artifact_digest": manifest.artifact_digest,
+        "operations": manifest.operations,
+        "event": _event(manifest),
+        "latent": manifest.latent
+        and pb.LatentSpace(
+            space=manifest.latent.space, size=manifest.latent.shape[0], prior=manifest.latent.prior
+        ),
+        "condition": manifest.condition and pb.ConditionSpace(**manifest.condition.model_dump()),
+        "controls": {
+            name: pb.Control(
+                meaning=control.meaning,
+                minimum=control.minimum,
+                maximum=control.maximum,
+                default_value=control.default,
+            )
+            for name, control in manifest.controls.items()
+        },
+        "binarisations": [to_name(pb.Binarisation.DESCRIPTOR, rule) for rule in rules],
+        "binarisation_required_by": binarisation.required_by if binarisation else (),
+        "quality": [
+            pb.Figure(**figure.model_dump(exclude={"published"})) for figure in manifest.quality
+        ],
+    }
+
+
+def _event(manifest: Manifest) -> pb.Event:
+    height, width, channels = manifest.event.shape
+    return pb.Event(
+        height=height,
+        width=width,
+        channels=channels,
+        levels=manifest.event.levels,
+        base_measure=to_name(pb.BaseMeasure.DESCRIPTOR, manifest.event.base_measure),
+    )

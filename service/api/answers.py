@@ -1,0 +1,175 @@
+"""What the REST operations answer in JSON: schemas, and how they are made from results."""
+
+import base64
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from service.api.schemas import Body, GenerationBody
+from service.core import noise
+from service.core.engine import Answer, Reproducible
+from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
+from service.images import levels_to_png
+
+
+class Metadata(BaseModel):
+    """What every answer says."""
+
+    model: str = Field(description="the exact model, name@version")
+    artifact_digest: str = Field(description="hash of the whole artifact")
+    request_id: str = Field(description="as in X-Request-Id")
+    noise_scheme: str = Field(description="how noise follows from seeds")
+    reproducible: Reproducible = Field(
+        description="what a repeat with the same seed equals: every bit, or the numbers nearly"
+    )
+    seed: int = Field(description="the seed that was used, given or drawn")
+
+
+class GenerationAnswer(Metadata):
+    """Images, and what they were decoded from."""
+
+    images: list[Any] | None = Field(
+        None, description="base64 PNG strings, or arrays [count, height, width, channels]"
+    )
+    latents: list[list[float]] | None = Field(None, description="[count, size]")
+    latent_space: str | None = Field(None, description="beside latents: the space they are of")
+    class_weights: list[list[float]] | None = Field(
+        None, description="[count, classes]; conditional models only"
+    )
+    class_label: list[int] | None = Field(
+        None, description="one for each image, where the weights are of one class each"
+    )
+
+
+class EncodeAnswer(Metadata):
+    """Latents of images, in the order of the images."""
+
+    latents: list[list[float]] | None = Field(None, description="posterior means, [count, size]")
+    latent_space: str = Field(description="the space that the latents are of")
+    deviations: list[list[float]] | None = Field(
+        None, description="[count, size]; null where an image has exactly one latent"
+    )
+    draws: list[list[float]] | None = Field(None, description="posterior draws, [count, size]")
+
+
+class Likelihood(BaseModel):
+    """The score of one image, and what it means."""
+
+    log_likelihood: float = Field(description="nats")
+    standard_error: float | None = Field(
+        description="nats, of the Monte Carlo draws; null for one draw"
+    )
+    bits_per_dim: float | None = Field(
+        description="-log2 of the probability over the image's values; null without levels"
+    )
+    quantity: str = Field(description="probability or density")
+    kind: str = Field(description="exact, lower_bound or estimate")
+    base_measure: str = Field(description="counting or lebesgue")
+    estimator: str = Field(description="how it was computed")
+    conditioning: str = Field(description="given, none or marginal")
+    draws: int = Field(description="noise draws for this image")
+
+
+class LikelihoodAnswer(Metadata):
+    """Scores, one for each image, in the order of the images."""
+
+    results: list[Likelihood]
+    binarisation: str | None = Field(description="the rule that was applied, or null")
+
+
+def metadata(answer: Answer, request_id: str) -> dict[str, Any]:
+    """Return what every answer says, by the names of `Metadata`."""
+    return {
+        "model": answer.model,
+        "artifact_digest": answer.manifest.artifact_digest,
+        "request_id": request_id,
+        "noise_scheme": noise.SCHEME,
+        "reproducible": answer.reproducible,
+        "seed": answer.result.seed,
+    }
+
+
+def to_json(answer: Answer, body: Body, request_id: str) -> str:
+    """Return an answer as JSON. What was not asked for is absent; what there is none of is null."""
+    said = metadata(answer, request_id)
+    content: Metadata
+    match answer.result:
+        case GenerationResult() as result:
+            content = GenerationAnswer(
+                **said, **_generated(answer, result, body), **_classes(result.class_weights)
+            )
+        case EncodeResult() as result:
+            arrays: Any = {part: _listed(getattr(result, part)) for part in body.answer_parts}
+            content = EncodeAnswer(**said, latent_space=latent_space(answer), **arrays)
+        case LikelihoodResult() as result:
+            content = LikelihoodAnswer(
+                **said, results=_likelihoods(result), binarisation=result.binarisation
+            )
+    return content.model_dump_json(exclude_unset=True)
+
+
+def class_labels(weights: Array | None) -> list[int] | None:
+    """Return the class of each row of weights [N, K], or None unless each row is one class."""
+    if weights is None or not np.all((weights == 0) | (weights == 1)):
+        return None
+    labels: list[int] = weights.argmax(axis=1).tolist()
+    return labels
+
+
+def latent_space(answer: Answer) -> str:
+    """Return the space of the model's latents; only for models that have them."""
+    assert answer.manifest.latent is not None, "a result with latents is from a model with latents"
+    return answer.manifest.latent.space
+
+
+def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str, Any]:
+    assert isinstance(body, GenerationBody)
+    content: dict[str, Any] = {}
+    if "images" in body.parts:
+        levels = answer.manifest.event.levels
+        content["images"] = (
+            result.images.tolist()
+            if body.image_format == "array"
+            else [
+                base64.b64encode(levels_to_png(image, levels)).decode() for image in result.images
+            ]
+        )
+    if "latents" in body.parts:
+        content |= {"latents": result.latents.tolist(), "latent_space": latent_space(answer)}
+    return content
+
+
+def _classes(weights: Array | None) -> dict[str, Any]:
+    if weights is None:
+        return {}
+    labels = class_labels(weights)
+    return {"class_weights": weights.tolist()} | ({} if labels is None else {"class_label": labels})
+
+
+def _likelihoods(result: LikelihoodResult) -> list[Likelihood]:
+    absent = [None] * result.count
+    rows = zip(
+        result.log_likelihood.tolist(),
+        _listed(result.standard_error) or absent,
+        _listed(result.bits_per_dim) or absent,
+        strict=True,
+    )
+    return [
+        Likelihood(
+            log_likelihood=score,
+            standard_error=error,
+            bits_per_dim=bits,
+            quantity=result.quantity,
+            kind=result.kind,
+            base_measure=result.base_measure,
+            estimator=result.estimator,
+            conditioning=result.conditioning,
+            draws=result.draws,
+        )
+        for score, error, bits in rows
+    ]
+
+
+def _listed(array: Array | None) -> list[Any] | None:
+    return None if array is None else array.tolist()

@@ -1,0 +1,186 @@
+"""The REST app: one route for each operation, the models, and what operators watch."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from prometheus_client import generate_latest
+from pydantic import BaseModel
+
+from service.api import formats, openapi
+from service.api.answers import EncodeAnswer, GenerationAnswer, LikelihoodAnswer
+from service.api.bodies import BodyLimits, read_body
+from service.api.catalogue import ModelList, describe_manifest, list_models
+from service.api.envelope import Envelope
+from service.api.negotiation import choose
+from service.api.problems import add_problem_handlers
+from service.api.schemas import (
+    Body,
+    DecodeBody,
+    EncodeBody,
+    InterpolateBody,
+    LikelihoodBody,
+    ReconstructBody,
+    SampleBody,
+)
+from service.core.engine import Engine
+from service.errors import RequestCancelled
+from service.metrics import Metrics
+
+_DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate.
+
+Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
+`application/x-npy`, by `Accept`. Errors are problem details with a stable `reason`."""
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation as a route."""
+
+    name: str
+    body: type[Body]
+    answer: type[BaseModel]
+
+
+OPERATIONS = (
+    Operation("sample", SampleBody, GenerationAnswer),
+    Operation("encode", EncodeBody, EncodeAnswer),
+    Operation("decode", DecodeBody, GenerationAnswer),
+    Operation("reconstruct", ReconstructBody, GenerationAnswer),
+    Operation("likelihood", LikelihoodBody, LikelihoodAnswer),
+    Operation("interpolate", InterpolateBody, GenerationAnswer),
+)
+
+
+def create_app(
+    engine: Engine,
+    *,
+    metrics: Metrics,
+    maximum_body_bytes: int,
+    cors_origins: Sequence[str],
+    version: str,
+) -> FastAPI:
+    """Build the app over an engine, whose models may still be loading.
+
+    A body over `maximum_body_bytes` is refused while it arrives. Browsers of `cors_origins` may
+    call; without any, there are no CORS headers.
+    """
+    app = FastAPI(title="genserve", version=version, description=_DESCRIPTION)
+    add_problem_handlers(app)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(Envelope)  # added last, so it is around all
+    limits = BodyLimits(bytes=maximum_body_bytes, files=engine.limits.count)
+    app.include_router(_operations(engine, limits))
+    app.include_router(_models(engine))
+    app.include_router(_watching(engine, metrics))
+    schemas = [operation.body for operation in OPERATIONS]
+    app.openapi = cache(partial(openapi.build, app, schemas))  # type: ignore[method-assign]
+    return app
+
+
+def _operations(engine: Engine, limits: BodyLimits) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+    for operation in OPERATIONS:
+        router.add_api_route(
+            f"/{operation.name}",
+            _handler(engine, operation, limits),
+            methods=["POST"],
+            operation_id=operation.name,
+            summary=(operation.body.__doc__ or "").strip(),
+            response_model=None,
+            responses=openapi.describe_answers(operation.body, operation.answer),
+            openapi_extra=openapi.describe_request(operation.body),
+        )
+    return router
+
+
+def _handler(engine: Engine, operation: Operation, limits: BodyLimits) -> Any:
+    offered = formats.media_types(operation.body)
+
+    async def handle(request: Request) -> Response:
+        media_type = choose(request.headers.get("accept"), offered)
+        body = await read_body(request, operation.body, limits)
+        formats.check_answerable(body, media_type)
+        run = engine.run(
+            operation.name,
+            body.to_core(),
+            model=body.model,
+            timeout_seconds=body.timeout_seconds,
+        )
+        answer = await _while_connected(request, run)
+        return formats.write(answer, body, media_type, request.state.request_id)
+
+    return handle
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns, or cancel it when the client leaves (RequestCancelled).
+
+    The body has been read to its end, so all that is left to receive is the disconnect.
+    """
+    running = asyncio.create_task(work)
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise RequestCancelled("the client left before the result was there")
+        return running.result()
+    finally:
+        running.cancel()
+        leaving.cancel()
+
+
+def _models(engine: Engine) -> APIRouter:
+    router = APIRouter(tags=["models"])
+
+    @router.get("/models", summary="What is there, and what each model can do.")
+    async def models() -> ModelList:
+        return list_models(engine)
+
+    @router.get(
+        "/models/{name}",
+        summary="The manifest of a model, `name` or `name@version`, and its state.",
+        responses=openapi.PROBLEMS,
+    )
+    async def model(name: str) -> dict[str, Any]:
+        return describe_manifest(engine.models.find(name))
+
+    return router
+
+
+def _watching(engine: Engine, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["server"])
+
+    @router.get("/healthz", summary="200 while the process lives.")
+    async def healthz() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get(
+        "/readyz",
+        summary="200 when every default model has passed its test vectors, else 503.",
+        responses={503: {"description": "The state of each default model."}},
+    )
+    async def readyz() -> JSONResponse:
+        content = {"ready": engine.ready, "models": engine.readiness()}
+        return JSONResponse(content, 200 if engine.ready else 503)
+
+    @router.get("/metrics", summary="Prometheus metrics.", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=_PROMETHEUS)
+
+    return router

@@ -1,0 +1,56 @@
+"""The models as REST lists them."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from service.core.engine import Engine
+from service.core.models import Model, State
+
+
+class ListedModel(BaseModel):
+    """One artifact, and what it can do."""
+
+    name: str
+    version: str
+    family: str | None = Field(description="null where the manifest can't be read")
+    operations: list[str]
+    state: State = Field(description="a model that is available loads on first use")
+    reason: str | None = Field(description="why it is refused, or null")
+    default_for: list[str] = Field(description="operations that it runs where none is named")
+
+
+class ModelList(BaseModel):
+    """Every artifact of the model repository, by name, oldest version first."""
+
+    models: list[ListedModel]
+
+
+def list_models(engine: Engine) -> ModelList:
+    """Return every model with its state."""
+    return ModelList(models=[_listed(model, engine) for model in engine.models.all()])
+
+
+def describe_manifest(model: Model) -> dict[str, Any]:
+    """Return the manifest as JSON, as far as it could be read, and the model's state."""
+    manifest = model.manifest.model_dump(mode="json") if model.manifest else {}
+    return {
+        "name": model.name,
+        "version": model.version,
+        **manifest,
+        "state": model.state,
+        "reason": model.reason,
+    }
+
+
+def _listed(model: Model, engine: Engine) -> ListedModel:
+    manifest = model.manifest
+    return ListedModel(
+        name=model.name,
+        version=model.version,
+        family=manifest.family if manifest else None,
+        operations=list(manifest.operations) if manifest else [],
+        state=model.state,
+        reason=model.reason,
+        default_for=engine.default_for(model),
+    )

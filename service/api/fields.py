@@ -1,0 +1,116 @@
+"""What REST requests are made of: strict field types, conditions, and points in latent space."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from service.api.arrays import Numbers, Picture
+from service.core import requests as core
+from service.core.requests import check_range
+
+
+def _listed(value: object) -> object:
+    """Return one value as a list of one, so that a field takes one or several."""
+    return value if isinstance(value, list) else [value]
+
+
+def _check_timeout(milliseconds: int) -> int:
+    check_range("timeout_ms", milliseconds, 1, core.MAXIMUM_TIMEOUT_MS)
+    return milliseconds
+
+
+Timeout = Annotated[
+    int,
+    AfterValidator(_check_timeout),
+    Field(json_schema_extra={"minimum": 1, "maximum": core.MAXIMUM_TIMEOUT_MS}),
+]
+Seed = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**53 - 1})]
+Classes = Annotated[list[int], BeforeValidator(_listed, json_schema_input_type=int | list[int])]
+GenerationPart = Literal["images", "latents"]
+EncodePart = Literal["latents", "deviations", "draws"]
+GenerationParts = Annotated[
+    list[GenerationPart],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=GenerationPart | list[GenerationPart]),
+]
+EncodeParts = Annotated[
+    list[EncodePart],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=EncodePart | list[EncodePart]),
+]
+
+
+class Strict(BaseModel):
+    """No guesses: `"4"` and `true` are not integers, and unknown fields are refused by name."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Return the names that clients use."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, fields: object) -> object:
+        # Before pydantic's own checks, whose messages do not name what is allowed.
+        allowed = cls.field_names()
+        if not isinstance(fields, dict):
+            raise PydanticCustomError(
+                "not_an_object", "must be an object of {allowed}", {"allowed": ", ".join(allowed)}
+            )
+        for name in fields:
+            if name not in allowed:
+                raise PydanticCustomError(
+                    "unknown_field",
+                    "unknown field '{name}'; allowed are {allowed}",
+                    {"name": name[:100], "allowed": ", ".join(allowed)},
+                )
+        return fields
+
+
+class Condition(Strict):
+    """What to condition on: classes or class weights, not both."""
+
+    classes: Classes | None = Field(None, alias="class")
+    """One class for all images, or one for each; numbered from 0."""
+    class_weights: Numbers | None = None
+    """Weights of the classes, [classes] for all images or [count, classes]; each row sums to 1."""
+
+    def to_core(self) -> core.ConditionRequest:
+        """Return the core's request."""
+        return core.ConditionRequest(classes=self.classes, class_weights=self.class_weights)
+
+
+class Point(Strict):
+    """A point in latent space: exactly one of a seed, a latent and an image."""
+
+    seed: Seed | None = None
+    """The latent that the first image of this seed is decoded from; 0 to 2^53 - 1."""
+    latent: Numbers | None = None
+    """A latent, [size]."""
+    image: Picture | None = None
+    """An image to encode: nested arrays [height, width, channels] or a base64 PNG."""
+
+    def to_core(self) -> core.Endpoint:
+        """Return the core's endpoint."""
+        return core.Endpoint(seed=self.seed, latent=self.latent, image=self.image)
+
+
+class Arithmetic(Strict):
+    """The sum of the points `plus`, less those of `minus`."""
+
+    plus: list[Point]
+    """Points to add."""
+    minus: list[Point] = Field(default_factory=list)
+    """Points to subtract."""

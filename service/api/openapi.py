@@ -1,0 +1,99 @@
+"""The OpenAPI document of the operations, made of the schemas that check and answer them."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.api import bodies, formats
+from service.api.bodies import FORM, JSON, NPY, PNG
+from service.api.problems import PROBLEM_JSON, Problem
+from service.api.schemas import Body
+
+_REFERENCE = "#/components/schemas/{model}"
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def describe_request(body: type[Body]) -> dict[str, Any]:
+    """Return the request part of an operation: every media type, and the query beside raw ones."""
+    content = {name: {"schema": _schema(name, body)} for name in bodies.media_types(body)}
+    required = any(field.is_required() for field in body.model_fields.values())
+    return {
+        "requestBody": {"content": content, "required": required},
+        "parameters": _query(body),
+    }
+
+
+def describe_answers(body: type[Body], answer: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the responses of an operation, problems included."""
+    content: dict[str, Any] = {
+        name: {"schema": _BINARY} for name in formats.media_types(body) if name != JSON
+    }
+    return {
+        200: {"model": answer, "description": (answer.__doc__ or "").strip(), "content": content},
+        **PROBLEMS,
+    }
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": f"{description}",
+        "content": {PROBLEM_JSON: {"schema": {"$ref": _REFERENCE.format(model="Problem")}}},
+    }
+    for status, description in {
+        "4XX": "The request can't be answered; `reason` and `detail` say why.",
+        "5XX": "The server can't answer now, or failed.",
+    }.items()
+}
+
+
+def build(app: FastAPI, schemas: list[type[Body]]) -> dict[str, Any]:
+    """Return the document of all routes, with the request schemas that handlers read themselves."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    models: list[type[BaseModel]] = [*schemas, Problem]
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in models], ref_template=_REFERENCE
+    )
+    document["components"]["schemas"].update(definitions["$defs"])
+    return document
+
+
+def _schema(media_type: str, body: type[Body]) -> dict[str, Any]:
+    if media_type == JSON:
+        return {"$ref": _REFERENCE.format(model=body.__name__)}
+    if media_type != FORM:
+        return {**_BINARY, "description": _RAW[media_type, body.upload]}
+    files = {"type": "array", "items": _BINARY, "description": "PNG files"}
+    texts = {name: schema for name, schema in _properties(body).items() if name != body.upload}
+    return {"type": "object", "properties": {"images": files, **texts}, "required": ["images"]}
+
+
+_RAW: dict[tuple[str, str | None], str] = {
+    (PNG, "images"): "one PNG",
+    (NPY, "images"): "an array [count, height, width, channels]",
+    (NPY, "latents"): "an array [count, size]",
+}
+
+
+def _query(body: type[Body]) -> list[dict[str, Any]]:
+    """Return the fields as query parameters, which go beside a raw body, or none."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": "Beside a raw body, or none: see the JSON schema.",
+            "schema": schema,
+        }
+        for name, schema in _properties(body).items()
+        if name != body.upload and "$ref" not in str(schema)  # objects go into JSON bodies
+    ]
+
+
+def _properties(body: type[Body]) -> dict[str, Any]:
+    properties: dict[str, Any] = body.model_json_schema(ref_template=_REFERENCE)["properties"]
+    return properties

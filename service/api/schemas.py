@@ -1,0 +1,250 @@
+"""What the REST operations are asked: strict schemas that become the core's requests.
+
+OpenAPI is made of them, so every field says its meaning, range and unit. A schema checks what JSON
+can get wrong; what depends on the model or on the server's limits (counts, classes, controls,
+shapes) is checked by the core, for every transport alike.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from service.api.arrays import Numbers, Pictures
+from service.api.fields import (
+    Arithmetic,
+    Classes,
+    Condition,
+    EncodeParts,
+    GenerationParts,
+    Point,
+    Seed,
+    Strict,
+    Timeout,
+)
+from service.core import requests as core
+
+Upload = Literal["images", "latents"]
+
+_SEED = "0 to 2^53 - 1; drawn and returned where left out"
+
+
+class Body(Strict):
+    """What every request may say."""
+
+    upload: ClassVar[Upload | None] = None  # what a raw body holds
+
+    model: str | None = Field(None, min_length=1, max_length=200)
+    """`name` (its newest version) or `name@version`; left out, the first default model that
+    offers the operation."""
+    timeout_ms: Timeout | None = None
+    """Deadline in milliseconds, 1 to 600000; the server's default where left out."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """The deadline in seconds."""
+        return None if self.timeout_ms is None else self.timeout_ms / 1000
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        raise NotImplementedError
+
+    def to_core(self) -> core.Request:
+        """Return the core's request."""
+        raise NotImplementedError
+
+
+class GenerationBody(Body):
+    """A request that is answered with images."""
+
+    class_label: Classes | None = None
+    """Shorthand for `condition.class`: one class for all images, or one for each."""
+    condition: Condition | None = None
+    """What to condition on; left out, a class is drawn from the model's prior."""
+    seed: Seed | None = Field(None, description=f"Seed of all that is drawn, {_SEED}.")
+    scale: core.Scale = "levels"
+    """`levels`: whole numbers from 0; `unit`: floats in [0, 1], in and out, as arrays only."""
+    parts: GenerationParts = Field(["images"], alias="return", description="What to answer.")
+    image_format: Literal["png", "array"] = "png"
+    """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        return self.parts
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        if self.class_label is not None and self.condition is not None:
+            raise PydanticCustomError(
+                "two_conditions", "give class_label or condition, not both", {}
+            )
+        return self
+
+    def core_condition(self) -> core.ConditionRequest:
+        """Return the core's condition."""
+        if self.condition is not None:
+            return self.condition.to_core()
+        return core.ConditionRequest(classes=self.class_label)
+
+
+class SampleBody(GenerationBody):
+    """Draw images. Image i of a seed is the same picture whatever `count` is."""
+
+    count: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 1
+    """Number of images, 1 to the server's limit (256 unless set otherwise)."""
+    temperature: float | None = None
+    """Only where the model's controls list it; its meaning and range are in `/models/{name}`."""
+    truncation: float | None = None
+    """Only where the model's controls list it; its meaning and range are in `/models/{name}`."""
+
+    def to_core(self) -> core.SampleRequest:
+        """Return the core's request."""
+        return core.SampleRequest(
+            count=self.count,
+            seed=self.seed,
+            condition=self.core_condition(),
+            temperature=self.temperature,
+            truncation=self.truncation,
+            scale=self.scale,
+        )
+
+
+class DecodeBody(GenerationBody):
+    """Map latents to images."""
+
+    upload: ClassVar[Upload | None] = "latents"
+
+    latents: Numbers
+    """Latents, [count, size]."""
+    latent_space: str | None = Field(None, max_length=200)
+    """The space that the latents are of, as an answer named it; refused where it is another."""
+
+    def to_core(self) -> core.DecodeRequest:
+        """Return the core's request."""
+        return core.DecodeRequest(
+            latents=self.latents,
+            latent_space=self.latent_space,
+            condition=self.core_condition(),
+            seed=self.seed,
+            scale=self.scale,
+        )
+
+
+class ReconstructBody(GenerationBody):
+    """Map images to latents and back."""
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures
+    binarisation: core.BinarisationRule | None = None
+    """Make grey levels binary first: above half, or drawn with the level as probability."""
+
+    def to_core(self) -> core.ReconstructRequest:
+        """Return the core's request."""
+        return core.ReconstructRequest(
+            images=self.images,
+            binarisation=self.binarisation,
+            condition=self.core_condition(),
+            seed=self.seed,
+            scale=self.scale,
+        )
+
+
+class InterpolateBody(GenerationBody):
+    """A path from start to end, a grid between four corners, or arithmetic on latents."""
+
+    start: Point | None = None
+    """Where the path begins."""
+    end: Point | None = None
+    """Where the path ends."""
+    corners: list[Point] = Field(default_factory=list)
+    """Four points: top left, top right, bottom left, bottom right."""
+    arithmetic: Arithmetic | None = None
+    """Points to add and to subtract; one image."""
+    steps: Annotated[int, Field(json_schema_extra={"minimum": 2})] = 8
+    """Images along the path, both ends included; along each side of a grid."""
+    mode: core.Mode = "slerp"
+    """`slerp`: along the sphere, straight where that is undefined; `lerp`: straight."""
+
+    def to_core(self) -> core.InterpolateRequest:
+        """Return the core's request."""
+        arithmetic = self.arithmetic or Arithmetic(plus=[])
+        return core.InterpolateRequest(
+            start=None if self.start is None else self.start.to_core(),
+            end=None if self.end is None else self.end.to_core(),
+            corners=[point.to_core() for point in self.corners],
+            plus=[point.to_core() for point in arithmetic.plus],
+            minus=[point.to_core() for point in arithmetic.minus],
+            steps=self.steps,
+            mode=self.mode,
+            condition=self.core_condition(),
+            seed=self.seed,
+            scale=self.scale,
+        )
+
+
+class EncodeBody(Body):
+    """Map images to latents."""
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures
+    binarisation: core.BinarisationRule | None = None
+    """Make grey levels binary first: above half, or drawn with the level as probability."""
+    seed: Seed | None = Field(None, description=f"Seed of draws and binarisation, {_SEED}.")
+    scale: core.Scale = "levels"
+    """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
+    parts: EncodeParts = Field(
+        ["latents"],
+        alias="return",
+        description="What to answer: the mean of the latents, its deviations, posterior draws.",
+    )
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        return self.parts
+
+    def to_core(self) -> core.EncodeRequest:
+        """Return the core's request."""
+        return core.EncodeRequest(
+            images=self.images,
+            binarisation=self.binarisation,
+            draw="draws" in self.parts,
+            seed=self.seed,
+            scale=self.scale,
+        )
+
+
+class LikelihoodBody(Body):
+    """Score images. An image's score does not depend on its place in the request."""
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures
+    binarisation: core.BinarisationRule | None = None
+    """Make grey levels binary first: above half, or drawn with the level as probability."""
+    samples: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
+    """Importance samples for one image; left out, the model's plain bound or exact value."""
+    seed: Seed = 0
+    """Seed of the noise, 0 to 2^53 - 1."""
+    scale: core.Scale = "levels"
+    """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        return ("log_likelihood",)
+
+    def to_core(self) -> core.LikelihoodRequest:
+        """Return the core's request."""
+        return core.LikelihoodRequest(
+            images=self.images,
+            binarisation=self.binarisation,
+            samples=self.samples,
+            seed=self.seed,
+            scale=self.scale,
+        )

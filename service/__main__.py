@@ -1,0 +1,157 @@
+"""The command `genserve`: serve, models, verify, sample, score."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from service import client
+from service.core.manifest import OPERATIONS
+from service.core.models import Model, Models, load_artifact
+from service.errors import GenserveError, StartupError
+from service.metrics import Metrics
+from service.runtime.onnx_session import check_installation, open_onnx_session
+from service.server import configure_logging, serve
+from service.settings import Settings, read_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a mistake is one sentence, not a traceback."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.command(parsed)
+    except (StartupError, GenserveError, client.ClientError) as error:
+        print(f"genserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="genserve", description="Serves generative models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("serve", help="start the REST and gRPC servers")
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        command.add_argument(flag, dest=name, metavar="VALUE", help=field.description)
+    command.set_defaults(command=_serve)
+
+    command = commands.add_parser("models", help="show the models and what each can do")
+    command.add_argument("--model-repository", metavar="FOLDER")
+    command.set_defaults(command=_models)
+
+    command = commands.add_parser("verify", help="check artifacts: hashes, shapes, test vectors")
+    command.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="its folder")
+    command.set_defaults(command=_verify)
+
+    command = commands.add_parser("sample", help="sample from a running service into a PNG")
+    _add_client_arguments(command)
+    command.add_argument("--count", type=int, default=1)
+    command.add_argument("--seed", type=int)
+    command.add_argument("--class-label", type=int)
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--truncation", type=float)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
+    command.set_defaults(command=_sample)
+
+    command = commands.add_parser("score", help="log-likelihood of PNG images as CSV")
+    _add_client_arguments(command)
+    command.add_argument("images", nargs="+", type=Path, metavar="PNG")
+    command.add_argument("--binarisation", choices=("threshold", "stochastic"))
+    command.add_argument("--samples", type=int, help="draws of the importance-weighted bound")
+    command.set_defaults(command=_score)
+    return parser
+
+
+def _add_client_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--address", default="127.0.0.1:8001", help="of the gRPC server")
+    command.add_argument("--model", metavar="NAME", help="name or name@version")
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    settings = read_settings({name: given[name] for name in Settings.model_fields if name in given})
+    configure_logging(settings.log_level)
+    asyncio.run(serve(settings))
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    repository = arguments.model_repository
+    settings = read_settings({"model_repository": repository} if repository else {})
+    open_session = partial(open_onnx_session, provider=settings.provider)
+    models = Models(settings.model_repository, open_session, Metrics(CollectorRegistry())).all()
+    if not models:
+        raise StartupError(f"there are no artifacts in '{settings.model_repository}'")
+    rows = [("MODEL", "FAMILY", *OPERATIONS), *(_row(model) for model in models)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    for model in models:
+        if model.reason:
+            print(f"{model.name}@{model.version} is refused: {model.reason}")
+
+
+def _row(model: Model) -> tuple[str, ...]:
+    offered = model.manifest.operations if model.manifest else {}
+    family = model.manifest.family if model.manifest else "?"
+    marks = ("yes" if operation in offered else "-" for operation in OPERATIONS)
+    return (f"{model.name}@{model.version}", family, *marks)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    check_installation()
+    open_session = partial(open_onnx_session, provider=read_settings({}).provider)
+    for folder in arguments.artifacts:
+        manifest, _ = load_artifact(folder, open_session)
+        print(f"{folder}: {manifest.name}@{manifest.version} is sound, {manifest.artifact_digest}")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    picture = client.sample(
+        arguments.address,
+        model=arguments.model,
+        count=arguments.count,
+        seed=arguments.seed,
+        class_label=arguments.class_label,
+        temperature=arguments.temperature,
+        truncation=arguments.truncation,
+    )
+    _write(arguments.out, picture)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    images = [(path.name, _read(path)) for path in arguments.images]
+    rows = client.score(
+        arguments.address,
+        model=arguments.model,
+        images=images,
+        binarisation=arguments.binarisation,
+        samples=arguments.samples,
+    )
+    print("image,log_likelihood,bits_per_dim,kind")
+    for row in rows:
+        print(f"{row.name},{row.log_likelihood:.4f},{row.bits_per_dim:.4f},{row.kind}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StartupError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise StartupError(f"{path} can't be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What the commands `genserve sample` and `genserve score` ask of a running service, over gRPC."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
+
+from service.images import grid, levels_to_png, png_to_levels
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+
+_MAXIMUM_PIXELS = 2**26  # of one image in an answer
+_PNG_LEVELS = 256  # whatever the model's levels are, a PNG spreads them over these
+
+
+class ClientError(Exception):
+    """A service could not be reached or refused; the message is one sentence for people."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The log-likelihood of one image."""
+
+    name: str
+    log_likelihood: float  # nats
+    bits_per_dim: float  # NaN where the model's images have no levels
+    kind: str  # exact, lower_bound or estimate
+
+
+def sample(
+    address: str,
+    *,
+    model: str | None = None,
+    count: int = 1,
+    seed: int | None = None,
+    class_label: int | None = None,
+    temperature: float | None = None,
+    truncation: float | None = None,
+) -> bytes:
+    """Return one PNG of `count` samples, in a grid about as wide as high.
+
+    `address` is the `host:port` of a gRPC server. Raises ClientError.
+    """
+    answer = _call(
+        address,
+        "Sample",
+        model=model,
+        count=count,
+        seed=seed,
+        class_label=[] if class_label is None else [class_label],
+        temperature=temperature,
+        truncation=truncation,
+        image_format=pb.IMAGE_FORMAT_PNG,
+    )
+    files = answer.images.png.files
+    images = [png_to_levels(content, _PNG_LEVELS, _MAXIMUM_PIXELS) for content in files]
+    columns = math.ceil(math.sqrt(len(images)))
+    return levels_to_png(grid(np.stack(images), columns), _PNG_LEVELS)
+
+
+def score(
+    address: str,
+    *,
+    model: str | None = None,
+    images: Sequence[tuple[str, bytes]],
+    binarisation: str | None = None,
+    samples: int | None = None,
+) -> list[Score]:
+    """Return the scores of PNG images, given with their names, in order.
+
+    `address` is the `host:port` of a gRPC server. Raises ClientError.
+    """
+    answer = _call(
+        address,
+        "Likelihood",
+        model=model,
+        images=pb.Images(png=pb.PngFiles(files=[content for _, content in images])),
+        binarisation=binarisation and f"BINARISATION_{binarisation.upper()}",
+        samples=samples,
+    )
+    kind = pb.LikelihoodKind.Name(answer.kind).removeprefix("LIKELIHOOD_KIND_").lower()
+    names, absent = [name for name, _ in images], [math.nan] * len(images)
+    rows = zip(names, answer.log_likelihood, answer.bits_per_dim or absent, strict=True)
+    return [Score(name, log_likelihood, bits, kind) for name, log_likelihood, bits in rows]
+
+
+def _call(address: str, method: str, **fields: Any) -> Any:
+    """Call a method with the fields of its request."""
+    try:
+        request = getattr(pb, f"{method}Request")(**fields)
+    except ValueError as error:  # a number beyond its field's bits
+        raise ClientError(f"the request can't be sent: {error}") from error
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options=unlimited) as channel:
+        try:
+            stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            return getattr(stub, method)(request)
+        except grpc.RpcError as error:
+            raise ClientError(_sentence(address, error)) from error
+
+
+def _sentence(address: str, error: grpc.RpcError) -> str:
+    status = rpc_status.from_call(error)
+    for detail in status.details if status else ():
+        info = ErrorInfo()
+        if detail.Unpack(info):
+            return f"{info.reason}: {error.details()}"
+    return f"{address} answered {error.code().name}: {error.details()}"

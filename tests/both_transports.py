@@ -1,0 +1,48 @@
+"""The same request, given as JSON, over either transport; the answer's main array comes back."""
+
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+
+
+async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, Any]) -> np.ndarray:
+    """Return images uint8 [N, H, W, C], latents float32 [N, D] or log-likelihoods [N]."""
+    headers = {"Accept": "application/x-npy"}
+    answer = await client.post(f"/{operation}", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return np.load(io.BytesIO(answer.content), allow_pickle=False)
+
+
+async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, Any]) -> np.ndarray:
+    """Return what `ask_rest` returns, for the same body."""
+    request = getattr(pb, f"{operation.capitalize()}Request")(**_to_proto(body))
+    answer = await getattr(stub, operation.capitalize())(request)
+    if operation == "likelihood":
+        return np.array(answer.log_likelihood)
+    if operation == "encode":
+        found = answer.latents
+        return np.array(found.values, np.float32).reshape(found.count, found.size)
+    images = answer.images
+    shape = (images.count, images.height, images.width, images.channels)
+    return np.frombuffer(images.levels, np.uint8).reshape(shape)
+
+
+def _to_proto(body: dict[str, Any]) -> dict[str, Any]:
+    fields = dict(body)
+    if "images" in fields:
+        array = np.array(fields["images"], np.uint8)
+        sizes = dict(zip(("count", "height", "width", "channels"), array.shape, strict=True))
+        fields["images"] = pb.Images(**sizes, levels=array.tobytes())
+    if "latents" in fields:
+        array = np.array(fields["latents"])
+        count, size = array.shape
+        fields["latents"] = pb.Latents(count=count, size=size, values=array.ravel().tolist())
+    for name in ("start", "end"):
+        if name in fields:
+            fields[name] = pb.Endpoint(**fields[name])
+    return fields

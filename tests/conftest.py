@@ -1,0 +1,86 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.core.engine import Engine
+from service.metrics import Metrics
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+from service.rpc.server import Rpc, create_server
+from service.settings import Settings
+from tests.fakes import write_toys
+
+TOYS = ("toy-gan", "toy-flow", "toy-vae")
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with the three toy models, really exported."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_toys(folder)
+    return folder
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+def settings(repository: Path) -> Settings:
+    return Settings(model_repository=repository, default_models=TOYS, workers=2, maximum_count=32)
+
+
+@pytest.fixture
+async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
+    """An engine with every toy model loaded."""
+    from service.server import build_engine
+
+    built = build_engine(settings, metrics)
+    await built.load_default_models()
+    yield built
+    await built.drain()
+
+
+@pytest.fixture
+async def client(engine: Engine, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the REST app over the engine; bodies are at most 64 KiB."""
+    from service.api.app import create_app
+
+    app = create_app(
+        engine, metrics=metrics, maximum_body_bytes=64 * 1024, cors_origins=(), version="1.2.3"
+    )
+    # What the app lets out would fail the test: it must answer whatever happens.
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://genserve") as client:
+        yield client
+
+
+@pytest.fixture
+async def rpc(engine: Engine, settings: Settings) -> AsyncIterator[Rpc]:
+    """A gRPC server over the engine, not started yet."""
+    built = create_server(engine, maximum_message_bytes=settings.maximum_body_bytes)
+    yield built
+    await built.server.stop(0)
+
+
+@pytest.fixture
+async def address(rpc: Rpc) -> str:
+    """Where the gRPC server listens, started, on a free port."""
+    port = rpc.server.add_insecure_port("127.0.0.1:0")
+    await rpc.start()
+    return f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> GenerationServiceStub:
+    return GenerationServiceStub(channel)

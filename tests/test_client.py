@@ -1,0 +1,70 @@
+"""The client that the commands use, against a real gRPC server."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service import client
+from service.images import levels_to_png
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+from tests.fakes import SIDE
+
+
+def square(level: int) -> bytes:
+    return levels_to_png(np.full((SIDE, SIDE, 1), level, np.uint8), 256)
+
+
+async def test_samples_are_one_picture_about_as_wide_as_high(
+    address: str, stub: GenerationServiceStub
+) -> None:
+    content = await asyncio.to_thread(
+        client.sample, address, model="toy-gan", count=5, seed=1, class_label=2, temperature=0.5
+    )
+    picture = np.asarray(Image.open(io.BytesIO(content)))
+    answer = await stub.Sample(pb.SampleRequest(count=5, seed=1, class_label=[2], temperature=0.5))
+    images = np.frombuffer(answer.images.levels, np.uint8).reshape(5, -1)
+    assert picture.shape == (2 * SIDE, 3 * SIDE)
+    assert np.array_equal(picture[:SIDE, :SIDE].ravel(), images[0])
+    assert np.array_equal(picture[SIDE:, SIDE : 2 * SIDE].ravel(), images[4])
+
+
+async def test_scores_carry_names_and_follow_the_images(address: str) -> None:
+    images = [("black.png", square(0)), ("white.png", square(255))]
+    there = await asyncio.to_thread(client.score, address, model="toy-vae", images=images)
+    back = await asyncio.to_thread(client.score, address, model="toy-vae", images=images[::-1])
+    assert [row.name for row in there] == ["black.png", "white.png"]
+    assert there == back[::-1]
+    assert there[0].kind == "lower_bound" and there[0] != there[1]
+    dimensions = SIDE * SIDE
+    bits = -there[0].log_likelihood / (dimensions * np.log(2))
+    assert there[0].bits_per_dim == pytest.approx(bits)
+
+
+async def test_scoring_options_reach_the_service(address: str) -> None:
+    grey = [("grey.png", square(100))]
+    (row,) = await asyncio.to_thread(
+        client.score, address, model="toy-vae", images=grey, binarisation="threshold", samples=2
+    )
+    (black,) = await asyncio.to_thread(
+        client.score, address, model="toy-vae", images=[("", square(0))], samples=2
+    )
+    assert row.log_likelihood == black.log_likelihood, "below half the highest level is black"
+
+
+async def test_a_refusal_is_a_sentence_with_its_reason(address: str) -> None:
+    with pytest.raises(client.ClientError, match="OUT_OF_RANGE: count is 0; allowed is 1 to 32"):
+        await asyncio.to_thread(client.sample, address, count=0)
+
+
+async def test_a_number_that_does_not_fit_is_a_sentence_too(address: str) -> None:
+    with pytest.raises(client.ClientError, match="can't be sent"):
+        await asyncio.to_thread(client.sample, address, seed=2**70)
+
+
+def test_a_service_that_is_not_there_is_named() -> None:
+    with pytest.raises(client.ClientError, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
+        client.sample("127.0.0.1:1")

@@ -1,0 +1,85 @@
+"""The command `genserve`, end to end."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.__main__ import main
+from tests.conftest import TOYS
+from tests.live import LiveServer
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path):
+    with LiveServer(repository, default_models=",".join(TOYS)) as live:
+        live.wait_until_ready()
+        yield live
+
+
+def address(server: LiveServer) -> list[str]:
+    return ["--address", f"127.0.0.1:{server.grpc_port}"]
+
+
+def test_models_shows_what_each_can_do(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "--model-repository", str(repository)]) == 0
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header[:3] == ["MODEL", "FAMILY", "sample"]
+    assert [row[0] for row in rows] == ["toy-flow@1", "toy-gan@1", "toy-vae@1"]
+    assert rows[1][-6:] == ["yes", "-", "yes", "-", "-", "yes"]
+
+
+def test_verify_accepts_a_sound_artifact_and_names_a_spoilt_file(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(repository / "toy-gan" / "1", tmp_path / "toy-gan")
+    assert main(["verify", str(folder)]) == 0
+    assert "toy-gan@1 is sound" in capsys.readouterr().out
+    with (folder / "decode.onnx").open("ab") as file:
+        file.write(b"\0")
+    assert main(["verify", str(folder)]) == 1
+    assert "decode.onnx" in capsys.readouterr().err
+
+
+def test_sample_writes_a_png_and_score_reads_it(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "grid.png"
+    arguments = ["sample", *address(server), "--model", "toy-flow", "--seed", "3"]
+    assert main([*arguments, "--count", "4", "--out", str(picture)]) == 0
+    assert Image.open(io.BytesIO(picture.read_bytes())).size == (8, 8)
+    assert main([*arguments, "--out", str(picture)]) == 0
+    capsys.readouterr()
+    assert main(["score", *address(server), "--model", "toy-flow", str(picture)]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == "image,log_likelihood,bits_per_dim,kind"
+    name, log_likelihood, bits_per_dim, kind = row.split(",")
+    assert (name, kind) == ("grid.png", "lower_bound")
+    assert float(log_likelihood) < 0 < float(bits_per_dim)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--model", "toy-nothing", "--out", "x.png"], "MODEL_NOT_FOUND"),
+        (["sample", "--count", "0", "--out", "x.png"], "OUT_OF_RANGE"),
+        (["score", "nothing.png"], "nothing.png can't be read"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    server: LiveServer, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *rest = arguments
+    assert main([command, *address(server), *rest]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_server_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "--address", "127.0.0.1:1", "--out", "x.png"]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -1,0 +1,50 @@
+"""What docs/ promises: pictures that exist, figures that are the manifests'."""
+
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from service.core.manifest import json_schema
+
+ROOT = Path(__file__).parent.parent
+GALLERY = (ROOT / "docs" / "gallery.md").read_text()
+
+
+def test_every_picture_of_the_gallery_shows_something() -> None:
+    pictures = re.findall(r"\]\((pictures/[^)]+)\)", GALLERY)
+    assert len(pictures) >= 5
+    for name in pictures:
+        with Image.open(ROOT / "docs" / name) as picture:
+            assert len(picture.convert("L").getcolors() or []) > 50, name
+
+
+def test_every_figure_of_the_gallery_is_the_manifests() -> None:
+    table = GALLERY.partition("<!-- figures -->")[2]
+    for path in (ROOT / "artifacts").glob("*/1/manifest.json"):
+        manifest = json.loads(path.read_text())
+        assert manifest["quality"], f"{path} states no quality"
+        for figure in manifest["quality"]:
+            name = figure["name"].replace("_", " ")
+            row = f"| `{manifest['name']}` | {name}, {figure['unit']} | {figure['value']:.4g}"
+            assert row in table, row
+
+
+def test_every_link_of_the_docs_leads_somewhere() -> None:
+    for page in [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_file_that_contributing_names_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = list(re.findall(r"`([\w/.-]+\.(?:py|md))`", text))
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "service" / name).exists(), name
+
+
+def test_the_published_schema_of_a_manifest_is_the_one_that_is_checked() -> None:
+    published = (ROOT / "docs" / "manifest.schema.json").read_text()
+    assert published == json_schema(), "run make schema"

@@ -1,0 +1,336 @@
+"""REST and gRPC are two wires to one service: the same fields, choices, refusals and bytes."""
+
+import base64
+from typing import get_args
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
+from pydantic import BaseModel
+
+from service.api import fields, problems, schemas
+from service.core import requests
+from service.images import levels_to_png
+from service.rpc import status
+from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+from service.rpc.words import to_word
+from tests.fakes import LATENT, SIDE
+
+SAME_MEANING = {
+    (400, "INVALID_ARGUMENT"),
+    (404, "NOT_FOUND"),
+    (406, "INVALID_ARGUMENT"),
+    (413, "RESOURCE_EXHAUSTED"),
+    (415, "INVALID_ARGUMENT"),
+    (422, "FAILED_PRECONDITION"),
+    (422, "INVALID_ARGUMENT"),
+    (429, "RESOURCE_EXHAUSTED"),
+    (499, "CANCELLED"),
+    (500, "INTERNAL"),
+    (503, "UNAVAILABLE"),
+    (504, "DEADLINE_EXCEEDED"),
+}
+SCHEMAS = {
+    pb.SampleRequest: schemas.SampleBody,
+    pb.EncodeRequest: schemas.EncodeBody,
+    pb.DecodeRequest: schemas.DecodeBody,
+    pb.ReconstructRequest: schemas.ReconstructBody,
+    pb.LikelihoodRequest: schemas.LikelihoodBody,
+    pb.InterpolateRequest: schemas.InterpolateBody,
+    pb.Condition: fields.Condition,
+    pb.Endpoint: fields.Point,
+    pb.Arithmetic: fields.Arithmetic,
+}
+CHOICES = {
+    pb.Scale: requests.Scale,
+    pb.InterpolationMode: requests.Mode,
+    pb.Binarisation: requests.BinarisationRule,
+    pb.GenerationPart: fields.GenerationPart,
+    pb.EncodingPart: fields.EncodePart,
+    pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
+}
+
+
+# The contracts
+
+
+def test_every_error_means_the_same_on_both() -> None:
+    assert set(problems.STATUS) == set(status.STATUS_CODES)
+    for error, http_status in problems.STATUS.items():
+        code = status.STATUS_CODES[error]
+        assert (http_status, code.name) in SAME_MEANING, error.reason
+
+
+@pytest.mark.parametrize(
+    ("message", "schema"), SCHEMAS.items(), ids=[schema.__name__ for schema in SCHEMAS.values()]
+)
+def test_every_request_has_the_same_fields_on_both(message: type, schema: type[BaseModel]) -> None:
+    in_json = {field.alias or name for name, field in schema.model_fields.items()}
+    assert names_of(message.DESCRIPTOR) == in_json
+
+
+def names_of(message: Descriptor) -> set[str]:
+    """The names of the fields, as JSON has them where a keyword kept the proto from it."""
+    return {field.json_name if is_renamed(field) else field.name for field in message.fields}
+
+
+def is_renamed(field: FieldDescriptor) -> bool:
+    first, *rest = field.name.split("_")
+    return field.json_name != first + "".join(word.capitalize() for word in rest)
+
+
+@pytest.mark.parametrize(
+    ("enum", "words"), CHOICES.items(), ids=[enum.DESCRIPTOR.name for enum in CHOICES]
+)
+def test_every_choice_has_the_same_words_on_both(enum: object, words: object) -> None:
+    numbers = [number for number in enum.values() if number]
+    assert {to_word(enum.DESCRIPTOR, number) for number in numbers} == set(get_args(words))
+
+
+# The bytes
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 1), np.uint8)
+BINARY = np.where(LEVELS > 127, 255, 0).astype(np.uint8)
+LATENTS = np.random.default_rng(1).normal(size=(3, LATENT)).astype(np.float32)
+BOTH = {"return": ["images", "latents"]}
+BOTH_PARTS = [pb.GENERATION_PART_IMAGES, pb.GENERATION_PART_LATENTS]
+
+
+def levels_of(images: np.ndarray) -> pb.Images:
+    count, height, width, channels = images.shape
+    content = images.tobytes()
+    return pb.Images(count=count, height=height, width=width, channels=channels, levels=content)
+
+
+def rows_of(latents: np.ndarray) -> pb.Latents:
+    count, size = latents.shape
+    return pb.Latents(count=count, size=size, values=latents.ravel())
+
+
+GENERATED = {
+    "sample": (
+        {"count": 5, "seed": 7, "class_label": 2, "temperature": 0.7, "truncation": 1.5},
+        pb.SampleRequest(count=5, seed=7, class_label=[2], temperature=0.7, truncation=1.5),
+    ),
+    "sample with weights": (
+        {"count": 2, "seed": 7, "condition": {"class_weights": [0.25, 0.25, 0.5]}},
+        pb.SampleRequest(
+            count=2,
+            seed=7,
+            condition=pb.Condition(
+                class_weights=pb.ClassWeights(count=1, size=3, values=[0.25, 0.25, 0.5])
+            ),
+        ),
+    ),
+    "sample of drawn classes": (
+        {"count": 6, "seed": 9, "timeout_ms": 600_000},
+        pb.SampleRequest(count=6, seed=9, timeout_ms=600_000),
+    ),
+    "decode": (
+        {"latents": LATENTS.tolist(), "class_label": [0, 1, 2], "seed": 1},
+        pb.DecodeRequest(latents=rows_of(LATENTS), class_label=[0, 1, 2], seed=1),
+    ),
+    "reconstruct": (
+        {"model": "toy-vae", "images": LEVELS.tolist(), "binarisation": "stochastic", "seed": 3},
+        pb.ReconstructRequest(
+            model="toy-vae",
+            images=levels_of(LEVELS),
+            binarisation=pb.BINARISATION_STOCHASTIC,
+            seed=3,
+        ),
+    ),
+    "interpolate": (
+        {
+            "model": "toy-vae",
+            "start": {"latent": LATENTS[0].tolist()},
+            "end": {"image": LEVELS[0].tolist()},
+            "steps": 4,
+            "mode": "lerp",
+            "seed": 2,
+        },
+        pb.InterpolateRequest(
+            model="toy-vae",
+            start=pb.Endpoint(latent=rows_of(LATENTS[:1])),
+            end=pb.Endpoint(image=levels_of(LEVELS[:1])),
+            steps=4,
+            mode=pb.INTERPOLATION_MODE_LERP,
+            seed=2,
+        ),
+    ),
+    "interpolate between corners": (
+        {"corners": [{"seed": seed} for seed in range(4)], "steps": 3, "class_label": 1, "seed": 3},
+        pb.InterpolateRequest(
+            corners=[pb.Endpoint(seed=seed) for seed in range(4)], steps=3, class_label=[1], seed=3
+        ),
+    ),
+    "interpolate by arithmetic": (
+        {"arithmetic": {"plus": [{"seed": 1}, {"seed": 2}], "minus": [{"seed": 3}]}, "seed": 4},
+        pb.InterpolateRequest(
+            arithmetic=pb.Arithmetic(
+                plus=[pb.Endpoint(seed=1), pb.Endpoint(seed=2)], minus=[pb.Endpoint(seed=3)]
+            ),
+            seed=4,
+        ),
+    ),
+}
+
+
+# The same numbers are no images at both scales, so requests with images have one of them.
+SCALED = [
+    (name, scale)
+    for name, (body, _) in GENERATED.items()
+    for scale in ("levels", "unit")
+    if scale == "levels" or "image" not in str(body)
+]
+
+
+@pytest.mark.parametrize(("name", "scale"), SCALED)
+async def test_generated_images_are_the_same_bytes(
+    name: str, scale: str, client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    body, request = GENERATED[name]
+    over_rest = await post(client, name, {**body, **BOTH, "image_format": "array", "scale": scale})
+    asked = type(request)()
+    asked.CopyFrom(request)
+    asked.returns.extend(BOTH_PARTS)
+    asked.scale = f"SCALE_{scale.upper()}"
+    over_grpc = await getattr(stub, method_of(name))(asked)
+    assert_same_origin(over_rest, over_grpc)
+    assert_same_images(over_rest["images"], over_grpc.images, scale)
+    assert_same_rows(over_rest["latents"], over_grpc.latents)
+    assert over_rest["latent_space"] == over_grpc.latent_space
+    assert_same_rows(over_rest.get("class_weights"), over_grpc.class_weights)
+    assert (over_rest.get("class_label") or []) == list(over_grpc.class_label)
+
+
+async def test_png_files_are_the_same_bytes(
+    client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    over_rest = await post(client, "sample", {"count": 3, "seed": 1, "image_format": "png"})
+    request = pb.SampleRequest(count=3, seed=1, image_format=pb.IMAGE_FORMAT_PNG)
+    over_grpc = await stub.Sample(request)
+    files = [base64.b64decode(text) for text in over_rest["images"]]
+    assert files == over_grpc.images.png.files
+
+
+async def test_encodings_are_the_same_bytes(
+    client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    files = [levels_to_png(image, 256) for image in LEVELS]
+    text = [base64.b64encode(content).decode() for content in files]
+    parts = ["latents", "deviations", "draws"]
+    body = {"model": "toy-vae", "images": text, "seed": 5, "return": parts}
+    request = pb.EncodeRequest(
+        model="toy-vae",
+        images=pb.Images(png=pb.PngFiles(files=files)),
+        seed=5,
+        returns=[f"ENCODING_PART_{part.upper()}" for part in parts],
+    )
+    over_rest, over_grpc = await post(client, "encode", body), await stub.Encode(request)
+    assert_same_origin(over_rest, over_grpc)
+    for part in parts:
+        assert_same_rows(over_rest[part], getattr(over_grpc, part))
+
+
+@pytest.mark.parametrize("samples", [None, 1, 5])
+async def test_scores_are_the_same_bytes(
+    samples: int | None, client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    body = {"model": "toy-vae", "images": BINARY.tolist(), "seed": 2}
+    if samples:
+        body["samples"] = samples
+    request = pb.LikelihoodRequest(
+        model="toy-vae", images=levels_of(BINARY), seed=2, samples=samples
+    )
+    over_rest, over_grpc = await post(client, "likelihood", body), await stub.Likelihood(request)
+    assert_same_origin(over_rest, over_grpc)
+    assert over_rest["results"] == results(over_grpc)
+
+
+REFUSED = {
+    "sample of nothing": ({"count": 0}, pb.SampleRequest(count=0)),
+    "sample of no class": ({"class_label": 3}, pb.SampleRequest(class_label=[3])),
+    "sample at once": ({"timeout_ms": 0}, pb.SampleRequest(timeout_ms=0)),
+    "sample of two conditions": (
+        {"class_label": 1, "condition": {"class": 1}},
+        pb.SampleRequest(class_label=[1], condition=pb.Condition(classes=[1])),
+    ),
+    "sample of no model": ({"model": "none"}, pb.SampleRequest(model="none")),
+    "sample for ever": ({"timeout_ms": 600_001}, pb.SampleRequest(timeout_ms=600_001)),
+    "encode without an encoder": (
+        {"model": "toy-gan", "images": LEVELS.tolist()},
+        pb.EncodeRequest(model="toy-gan", images=levels_of(LEVELS)),
+    ),
+    "likelihood of grey": (
+        {"model": "toy-vae", "images": LEVELS.tolist()},
+        pb.LikelihoodRequest(model="toy-vae", images=levels_of(LEVELS)),
+    ),
+    "decode of another size": (
+        {"latents": LATENTS[:, :2].tolist()},
+        pb.DecodeRequest(latents=rows_of(LATENTS[:, :2])),
+    ),
+    "interpolate nothing": ({}, pb.InterpolateRequest()),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_the_same_mistake_has_the_same_reason(
+    name: str, client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    body, request = REFUSED[name]
+    over_rest = await client.post(f"/{name.split()[0]}", json=body)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await getattr(stub, method_of(name))(request)
+    info = ErrorInfo()
+    assert rpc_status.from_call(refused.value).details[0].Unpack(info)
+    assert over_rest.json()["reason"] == info.reason
+    assert (over_rest.status_code, refused.value.code().name) in SAME_MEANING
+
+
+def method_of(name: str) -> str:
+    return name.split()[0].capitalize()
+
+
+async def post(client: httpx.AsyncClient, name: str, body: dict[str, object]) -> dict[str, object]:
+    answer = await client.post(f"/{name.split()[0]}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def assert_same_origin(over_rest: dict[str, object], over_grpc: pb.SampleResponse) -> None:
+    for name in ("model", "artifact_digest", "noise_scheme", "seed"):
+        assert over_rest[name] == getattr(over_grpc, name), name
+    word = to_word(pb.Reproducibility.DESCRIPTOR, over_grpc.reproducible)
+    assert over_rest["reproducible"] == word
+
+
+def assert_same_images(in_json: list[object], images: pb.Images, scale: str) -> None:
+    expected = np.array(in_json, np.uint8 if scale == "levels" else "<f4")
+    assert (images.count, images.height, images.width, images.channels) == expected.shape
+    content = images.levels if scale == "levels" else images.unit_values
+    assert content == expected.tobytes()
+
+
+def assert_same_rows(in_json: list[list[float]] | None, rows: pb.Latents) -> None:
+    expected = np.array(in_json or np.empty((0, 0)), np.float32)
+    assert (rows.count, rows.size) == expected.shape
+    assert np.array(rows.values, np.float32).tobytes() == expected.tobytes()
+
+
+def results(scores: pb.LikelihoodResponse) -> list[dict[str, object]]:
+    """The columns of an answer as the rows that JSON has, with their meaning in each."""
+    names = ("quantity", "kind", "base_measure", "estimator", "conditioning", "draws")
+    meaning = {name: getattr(scores, name) for name in names}
+    for name, field in scores.DESCRIPTOR.fields_by_name.items():
+        if name in meaning and field.enum_type:
+            meaning[name] = to_word(field.enum_type, meaning[name])
+    columns = ("log_likelihood", "standard_error", "bits_per_dim")
+    return [
+        {name: (getattr(scores, name) or [None] * len(BINARY))[index] for name in columns} | meaning
+        for index in range(len(BINARY))
+    ]

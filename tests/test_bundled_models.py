@@ -1,0 +1,113 @@
+"""The bundled models, through the engine, are as good and as reproducible as they claim."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_zoo.data import data_directory, load_splits
+from model_zoo.recipe import load_trained
+from service.core.engine import Engine
+from service.core.requests import (
+    ConditionRequest,
+    LikelihoodRequest,
+    ReconstructRequest,
+    SampleRequest,
+)
+from service.metrics import Metrics
+from service.server import build_engine
+from service.settings import Settings
+
+ARTIFACTS = Path(__file__).parent.parent / "artifacts"
+MODELS = sorted(path.name for path in ARTIFACTS.iterdir() if path.is_dir())
+
+
+@pytest.fixture
+async def engine(metrics: Metrics) -> AsyncIterator[Engine]:
+    built = build_engine(Settings(model_repository=ARTIFACTS, workers=2), metrics)
+    await built.load_default_models()
+    assert built.ready
+    yield built
+    await built.drain()
+
+
+@pytest.fixture(scope="module")
+def test_images() -> np.ndarray:
+    """Two hundred images of the test split, uint8 [N, 28, 28, 1]."""
+    if not (data_directory() / "mnist").is_dir():
+        pytest.skip("set GENSERVE_DATA_DIR to a folder that holds mnist/")
+    images = load_splits("mnist")["test"].images[:200]
+    return images.reshape(-1, 28, 28, 1).numpy().astype(np.uint8)
+
+
+def figures(model: str) -> dict[str, dict[str, object]]:
+    manifest = json.loads((ARTIFACTS / model / "1" / "manifest.json").read_text())
+    return {figure["name"]: figure for figure in manifest["quality"]}
+
+
+def test_the_figures_are_what_they_should_be_at_least() -> None:
+    assert figures("mnist-realnvp")["bits_per_dim"]["value"] <= 1.40
+    assert figures("mnist-vae")["elbo"]["value"] >= -97.0
+    assert figures("mnist-dcgan")["recognised_as_asked"]["value"] >= 0.97
+    assert figures("mnist-dcgan")["within_class_distance"]["value"] >= 0.8
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_one_seed_is_one_image_alone_and_in_a_mixed_batch(engine: Engine, model: str) -> None:
+    """Bit for bit, before rounding: convolutions and products must not depend on the batch."""
+    wanted = SampleRequest(count=2, seed=42, scale="unit")
+    alone = (await engine.run("sample", wanted, model=model)).result.images
+    neighbours = [
+        SampleRequest(count=1 + index % 3, seed=None if index % 2 else index, scale="unit")
+        for index in range(31)
+    ]
+    requests = [*neighbours[:15], wanted, *neighbours[15:]]
+    answers = await asyncio.gather(*(engine.run("sample", each, model=model) for each in requests))
+    assert np.array_equal(answers[15].result.images, alone)
+    many = await engine.run("sample", SampleRequest(count=33, seed=42, scale="unit"), model=model)
+    assert np.array_equal(many.result.images[:2], alone)
+
+
+async def test_digits_are_recognised_as_the_class_that_was_asked_for(engine: Engine) -> None:
+    labels = np.repeat(np.arange(10), 20)
+    condition = ConditionRequest(classes=labels.tolist())
+    request = SampleRequest(count=200, seed=0, condition=condition)
+    images = (await engine.run("sample", request, model="mnist-dcgan")).result.images
+    levels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        seen = load_trained("mnist-classifier")(levels).argmax(dim=1).numpy()
+    assert (seen == labels).mean() >= 0.94  # 0.97, less 2.5 standard errors of 200 images
+
+
+@pytest.mark.parametrize(
+    ("model", "figure", "rule"),
+    [("mnist-realnvp", "bits_per_dim", None), ("mnist-vae", "elbo", "stochastic")],
+)
+async def test_the_service_scores_real_images_as_the_manifest_says(
+    engine: Engine, test_images: np.ndarray, model: str, figure: str, rule: str | None
+) -> None:
+    request = LikelihoodRequest(images=test_images, binarisation=rule)
+    result = (await engine.run("likelihood", request, model=model)).result
+    scores = result.bits_per_dim if figure == "bits_per_dim" else result.log_likelihood
+    error = scores.std(ddof=1) / np.sqrt(len(scores))
+    assert abs(scores.mean() - figures(model)[figure]["value"]) < 4 * error
+
+
+async def test_the_flow_restores_real_images_exactly(
+    engine: Engine, test_images: np.ndarray
+) -> None:
+    request = ReconstructRequest(images=test_images)
+    restored = (await engine.run("reconstruct", request, model="mnist-realnvp")).result.images
+    assert np.array_equal(restored, test_images)
+
+
+async def test_the_flow_inverts_itself_to_a_ten_thousandth(
+    engine: Engine, test_images: np.ndarray
+) -> None:
+    request = ReconstructRequest(images=test_images / 255, scale="unit")
+    restored = (await engine.run("reconstruct", request, model="mnist-realnvp")).result.images
+    assert np.abs(restored - test_images / 255).max() < 1e-4

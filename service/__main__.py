@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from service import client
 from service.core.manifest import OPERATIONS
 from service.core.models import Model, Models, load_artifact
-from service.errors import GenserveError, StartupError
+from service.errors import ArtifactError, GenserveError, StartupError
 from service.metrics import Metrics
-from service.runtime.onnx_session import check_installation, open_onnx_session
+from service.runtime.onnx_session import OnnxSession, check_installation
 from service.server import configure_logging, serve
 from service.settings import Settings, read_settings
 
@@ -82,7 +82,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _models(arguments: argparse.Namespace) -> None:
     repository = arguments.model_repository
     settings = read_settings({"model_repository": repository} if repository else {})
-    open_session = partial(open_onnx_session, provider=settings.provider)
+    open_session = partial(OnnxSession, provider=settings.provider)
     models = Models(settings.model_repository, open_session, Metrics(CollectorRegistry())).all()
     if not models:
         raise StartupError(f"there are no artifacts in '{settings.model_repository}'")
@@ -106,9 +106,12 @@ def _row(model: Model) -> tuple[str, ...]:
 
 def _verify(arguments: argparse.Namespace) -> None:
     check_installation()
-    open_session = partial(open_onnx_session, provider=read_settings({}).provider)
+    open_session = partial(OnnxSession, provider=read_settings({}).provider)
     for folder in arguments.artifacts:
-        manifest, _ = load_artifact(folder, open_session)
+        try:
+            manifest, _ = load_artifact(folder, open_session)
+        except ArtifactError as error:
+            raise ArtifactError(f"{folder}: {error}") from error
         print(f"{folder}: {manifest.name}@{manifest.version} is sound, {manifest.artifact_digest}")
 
 

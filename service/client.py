@@ -14,7 +14,6 @@ from service.images import grid, levels_to_png, png_to_levels
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
-_MAXIMUM_PIXELS = 2**26  # of one image in an answer
 _PNG_LEVELS = 256  # whatever the model's levels are, a PNG spreads them over these
 
 
@@ -58,7 +57,7 @@ def sample(
         image_format=pb.IMAGE_FORMAT_PNG,
     )
     files = answer.images.png.files
-    images = [png_to_levels(content, _PNG_LEVELS, _MAXIMUM_PIXELS) for content in files]
+    images = [png_to_levels(content, _PNG_LEVELS) for content in files]
     columns = math.ceil(math.sqrt(len(images)))
     return levels_to_png(grid(np.stack(images), columns), _PNG_LEVELS)
 

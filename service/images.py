@@ -16,21 +16,31 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _READABLE_MODES = ("1", "L", "RGB")
 
 
-def png_to_levels(content: bytes, levels: int, maximum_pixels: int) -> Levels:
-    """Decode one PNG to levels 0 .. levels - 1, uint8 [H, W, C].
+def png_size(content: bytes) -> tuple[int, int]:
+    """Return height and width from a PNG's header, which the format puts first.
+
+    Raises InvalidImage for bytes that do not start as a PNG. A caller that knows what to expect
+    asks this before anything is decompressed.
+    """
+    if not content.startswith(_PNG_SIGNATURE) or content[12:16] != b"IHDR" or len(content) < 24:
+        raise InvalidImage("not a readable PNG: it does not start as one")
+    width, height = struct.unpack(">II", content[16:24])
+    return height, width
+
+
+def png_to_levels(content: bytes, levels: int) -> Levels:
+    """Decode one PNG, whose size was checked, to levels 0 .. levels - 1, uint8 [H, W, C].
 
     Level k is the PNG value round(k * 255 / (levels - 1)); other values are refused. Raises
-    InvalidImage for anything but a sound 8-bit grey or RGB PNG within `maximum_pixels`; the size
-    is checked from the header, before a pixel is decompressed.
+    InvalidImage for anything but a sound 8-bit grey or RGB PNG.
     """
-    _check_size(content, maximum_pixels)
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
             _check_mode(picture)
             values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
     except UnidentifiedImageError as error:
         raise InvalidImage("not a readable PNG: its header is broken") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidImage(f"not a readable PNG: {error}") from error
     return _values_to_levels(values.reshape(values.shape[0], values.shape[1], -1), levels)
 
@@ -91,17 +101,6 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     except Exception as error:  # numpy parses a Python literal, and lets out whatever that raises
         raise InvalidImage("not a readable npy file: its header is broken") from error
     return shape, dtype
-
-
-def _check_size(content: bytes, maximum_pixels: int) -> None:
-    """Read the size from the header, which the format puts at bytes 16 to 24."""
-    if not content.startswith(_PNG_SIGNATURE) or len(content) < 24:
-        raise InvalidImage("not a readable PNG: it does not start as one")
-    width, height = struct.unpack(">II", content[16:24])
-    if width * height > maximum_pixels:
-        raise InvalidImage(
-            f"the image is {width} x {height}; at most {maximum_pixels} pixels are read"
-        )
 
 
 def _check_mode(picture: Image.Image) -> None:

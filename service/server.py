@@ -21,11 +21,13 @@ from service.core.batcher import Batcher
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
-from service.errors import StartupError
+from service.errors import ModelNotFound, StartupError
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
-from service.runtime.onnx_session import check_installation, open_onnx_session
+from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
+
+_LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +42,12 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             f"the model repository '{settings.model_repository}' is not a folder; "
             "set GENSERVE_MODEL_REPOSITORY"
         )
-    open_session = partial(open_onnx_session, provider=settings.provider)
+    models = Models(
+        settings.model_repository, partial(OnnxSession, provider=settings.provider), metrics
+    )
+    _check_default_models(settings, models)
     return Engine(
-        models=Models(settings.model_repository, open_session, metrics),
+        models=models,
         batcher=Batcher(
             workers=settings.workers,
             maximum_batch_rows=settings.maximum_batch_rows,
@@ -54,7 +59,6 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             count=settings.maximum_count,
             draws=settings.maximum_draws,
             rows=settings.maximum_queued_rows,
-            image_pixels=settings.maximum_image_pixels,
         ),
         default_models=settings.default_models,
         default_timeout_seconds=settings.default_timeout_ms / 1000,
@@ -91,7 +95,14 @@ async def serve(settings: Settings) -> None:
     hurried = asyncio.ensure_future(hurrying.wait())
     both: set[asyncio.Future[Any]] = {drained, hurried}
     await asyncio.wait(both, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
-    log.info("stopped", extra={"drained": drained.done()})
+    if not drained.done():
+        log.warning("draining cut short")
+        engine.abort()  # whoever still waits is answered
+        await asyncio.wait([drained], timeout=_LAST_ANSWERS_SECONDS)
+        rest.force_exit = True
+        await rpc.server.stop(0)
+    await drained
+    log.info("stopped")
 
 
 def configure_logging(level: str) -> None:
@@ -99,6 +110,7 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news are in our own records
 
 
@@ -127,6 +139,14 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def _check_default_models(settings: Settings, models: Models) -> None:
+    for name in settings.default_models:
+        try:
+            models.find(name)
+        except ModelNotFound as error:
+            raise StartupError(f"{error.message}; set GENSERVE_DEFAULT_MODELS") from error
 
 
 async def _load(engine: Engine, rpc: Rpc) -> None:

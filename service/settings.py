@@ -42,7 +42,6 @@ class Settings(BaseSettings):
     )
     maximum_count: Count = Field(256, description="images in one request at most")
     maximum_draws: Count = Field(1000, description="noise draws for one scored image at most")
-    maximum_image_pixels: Count = Field(1_000_000, description="pixels of one uploaded PNG at most")
     maximum_body_bytes: Count = Field(
         16 * 1024 * 1024, description="bytes of one REST body or gRPC message at most"
     )

@@ -223,6 +223,59 @@ async def test_graphs_never_share_a_batch(make, session) -> None:
     assert session.batches == [1, 2, 2]
 
 
+async def test_a_worker_survives_a_graph_that_answers_nonsense(make, metrics) -> None:
+    class Nonsense:
+        def run(self, inputs):
+            return {"y": np.float32(1.0)}  # no rows at all
+
+    batcher = make(workers=1)
+    broken = LoadedGraph("toy", "1", "broken", Nonsense())
+    for _ in range(3):
+        with pytest.raises(InferenceFailed):
+            await batcher.run(broken, rows(2), soon())
+    sound = LoadedGraph("toy", "1", "decode", Doubling())
+    assert len((await batcher.run(sound, rows(2), soon()))["y"]) == 2
+
+
+async def test_bulk_work_leaves_room_for_small_requests(make, graph, session) -> None:
+    batcher = make(maximum_batch_rows=8, bound=100)
+    first = await occupy(batcher, graph, session)
+    bulk = [asyncio.create_task(batcher.run(graph, rows(25), soon())) for _ in range(3)]
+    await settle()
+    with pytest.raises(QueueFull, match="75"):
+        await batcher.run(graph, rows(25), soon())
+    small = asyncio.create_task(batcher.run(graph, rows(8), soon()))
+    await settle()
+    session.gate.set()
+    assert len((await small)["y"]) == 8
+    await asyncio.gather(first, *bulk)
+
+
+async def test_cancelled_rows_make_room_at_once(make, graph, session) -> None:
+    batcher = make(bound=4)
+    first = await occupy(batcher, graph, session)
+    leaver = asyncio.create_task(batcher.run(graph, rows(4), soon()))
+    await settle()
+    leaver.cancel()
+    await settle()
+    stayer = asyncio.create_task(batcher.run(graph, rows(4), soon()))
+    await settle()
+    session.gate.set()
+    assert len((await stayer)["y"]) == 4
+    await first
+
+
+async def test_aborting_answers_whoever_still_waits(make, graph, session) -> None:
+    batcher = make()
+    first = await occupy(batcher, graph, session)
+    queued = asyncio.create_task(batcher.run(graph, rows(3), soon()))
+    await settle()
+    batcher.abort()
+    for task in (first, queued):
+        with pytest.raises(ShuttingDown):
+            await task
+
+
 @given(
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     idle=st.lists(st.integers(1, 4), min_size=1, max_size=50),
@@ -240,7 +293,7 @@ def test_every_row_is_taken_once_and_no_batch_is_too_large(
     turn = 0
     while queue.rows:
         waiting, workers = queue.rows, idle[turn % len(idle)]
-        batch = queue.take(workers)
+        batch = queue.take(workers, 0.0)
         size = sum(part.stop - part.start for part in batch)
         assert 1 <= size <= maximum
         assert size == min(maximum, -(-waiting // workers)), "an idle worker's share, no less"

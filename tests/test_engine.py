@@ -1,6 +1,7 @@
 """Operations through the engine, on really exported toy models."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,11 +31,12 @@ from service.errors import (
     ModelNotFound,
     OperationNotOffered,
     OutOfRange,
+    ShuttingDown,
 )
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings
-from tests.fakes import CLASSES, LATENT, PIXELS, SIDE
+from tests.fakes import CLASSES, LATENT, PIXELS, SIDE, GatedSession
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:
@@ -311,6 +313,8 @@ REFUSALS = [
     ("decode", DecodeRequest(latents=np.full((1, 4), np.inf)), InvalidLatent, "finite"),
     ("decode", DecodeRequest(latents=np.full((1, 4), 1e39)), InvalidLatent, "float32"),
     ("decode", DecodeRequest(latents=np.zeros((0, 4))), OutOfRange, "1 to 32"),
+    ("interpolate", InterpolateRequest(plus=[Endpoint(latent=np.full(4, 3e38))] * 2),
+     InvalidLatent, "finite"),
     ("decode", DecodeRequest(latents=np.zeros((1, 4)), latent_space="other/0"),
      LatentSpaceMismatch, "other/0"),
     ("encode", EncodeRequest(images=IMAGE[:, :3]), InvalidImage, r"\[count, 4, 4, 1\]"),
@@ -345,6 +349,12 @@ async def test_bad_requests_are_refused_with_what_is_allowed(
 ) -> None:
     with pytest.raises(error, match=message):
         await engine.run(operation, request_)
+
+
+async def test_latents_that_decode_to_infinity_are_refused(engine: Engine) -> None:
+    request = DecodeRequest(latents=np.full((1, PIXELS), 3e38), scale="unit")
+    with pytest.raises(InvalidLatent, match="not finite"):
+        await engine.run("decode", request, model="toy-flow")
 
 
 async def test_models_and_operations_that_are_not_there_are_refused_by_name(
@@ -391,6 +401,26 @@ async def test_a_model_outside_the_default_set_loads_on_first_use(
     assert engine.models.find("toy-flow").state == "ready"
     assert all(answer.model == "toy-flow@1" for answer in answers)
     await engine.drain()
+
+
+async def test_draining_lets_a_request_with_two_graph_calls_finish(
+    settings: Settings, metrics: Metrics
+) -> None:
+    engine = build_engine(settings, metrics)
+    await engine.load_default_models()
+    graph = engine.models.find("toy-flow").graphs["encode"]
+    gated = GatedSession(graph.session)
+    engine.models.find("toy-flow").graphs["encode"] = replace(graph, session=gated)
+    request = ReconstructRequest(images=pictures(2))
+    running = asyncio.create_task(engine.run("reconstruct", request, model="toy-flow"))
+    await asyncio.to_thread(gated.started.wait)
+    draining = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        await engine.run("sample", SampleRequest())
+    gated.gate.set()
+    assert np.array_equal((await running).result.images, pictures(2))
+    await draining
 
 
 async def test_draining_ends_readiness_before_anything_else(

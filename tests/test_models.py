@@ -1,8 +1,10 @@
 """Artifacts prove themselves, or they do not serve; the others do not notice."""
 
+import contextlib
 import json
 import shutil
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,25 @@ import pytest
 from service.core.manifest import artifact_digest
 from service.core.models import load_artifact
 from service.core.requests import SampleRequest
-from service.errors import ArtifactError, ModelUnavailable
+from service.errors import ArtifactError, ModelUnavailable, StartupError
 from service.metrics import Metrics
-from service.runtime.onnx_session import open_onnx_session
+from service.runtime.onnx_session import OnnxSession
 from service.server import build_engine
 from service.settings import Settings
 
-open_session = partial(open_onnx_session, provider="cpu")
+open_session = partial(OnnxSession, provider="cpu")
+
+
+EVENT = {"kind": "image", "shape": [4, 4, 1], "levels": 256, "base_measure": "counting"}
+CONTROL = {"meaning": "", "minimum": 0.0, "maximum": 2.0, "default": 1.0}
+FIGURE = {
+    "name": "accuracy",
+    "value": 0.5,
+    "unit": "share",
+    "protocol": "none",
+    "standard_error": None,
+    "published": None,
+}
 
 
 @pytest.fixture
@@ -33,10 +47,11 @@ def flip_a_byte(path: Path) -> None:
 
 
 def rewrite_manifest(folder: Path, **changes: object) -> None:
-    """Change a manifest and give it the digest of what it now says."""
+    """Change a manifest and give it the digest of what it now says, where there can be one."""
     path = folder / "manifest.json"
     content = {**json.loads(path.read_text()), **changes}
-    content["artifact_digest"] = artifact_digest(content)
+    with contextlib.suppress(ValueError):  # NaN has no digest
+        content["artifact_digest"] = artifact_digest(content)
     path.write_text(json.dumps(content))
 
 
@@ -64,8 +79,6 @@ def test_a_missing_file_is_refused_by_name(copy: Path) -> None:
 
 def test_a_graph_that_contradicts_its_vectors_is_refused(copy: Path) -> None:
     """Right hashes are not enough: here the vectors were changed, and hashed again."""
-    from hashlib import sha256
-
     folder = copy / "toy-gan" / "1"
     with np.load(folder / "vectors.npz") as archive:
         arrays = dict(archive)
@@ -89,6 +102,15 @@ def test_a_graph_that_contradicts_its_vectors_is_refused(copy: Path) -> None:
         ({"files": {}}, "hash"),
         ({"files": {"../secret": "sha256:" + "0" * 64}}, "files"),
         ({"program": "solver"}, "program"),
+        ({"event": EVENT | {"shape": [5, 4, 1]}}, "port 'data' of graph 'decode'"),
+        ({"event": EVENT | {"levels": "256"}}, "levels"),
+        ({"preprocess": {"range": [0.0, 0.0]}}, "range"),
+        ({"preprocess": {"range": [0.0, 1.0], "mean": [0.0, 0.0]}}, "mean"),
+        ({"preprocess": {"range": [0.0, 1.0], "padding": [1, 0, 0]}}, "padding"),
+        ({"preprocess": {"range": [0.0, 1.0], "padding": [1, 0, 0, 0]}}, "port 'data'"),
+        ({"controls": {"temperature": CONTROL | {"default": 99.0}}}, "default"),
+        ({"quality": [FIGURE | {"value": float("nan")}]}, "quality|finite|JSON"),
+        ({"condition": {"kinds": ["class"], "names": ["a"], "prior": [1.0]}}, "condition"),
     ],
 )
 def test_a_manifest_that_says_something_else_is_refused(
@@ -97,6 +119,40 @@ def test_a_manifest_that_says_something_else_is_refused(
     folder = copy / "toy-gan" / "1"
     rewrite_manifest(folder, **changes)
     with pytest.raises(ArtifactError, match=message):
+        load_artifact(folder, open_session)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 200_000, b"{", b"\xff\xfe"], ids=range(5))
+def test_a_manifest_that_is_no_manifest_is_refused(copy: Path, content: bytes) -> None:
+    folder = copy / "toy-gan" / "1"
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        load_artifact(folder, open_session)
+
+
+def test_a_file_that_no_hash_covers_is_refused(copy: Path) -> None:
+    (copy / "toy-gan" / "1" / "more.bin").write_bytes(b"\0")
+    with pytest.raises(ArtifactError, match=r"more\.bin"):
+        load_artifact(copy / "toy-gan" / "1", open_session)
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04garbage", b""], ids=range(3))
+def test_broken_test_vectors_are_refused_and_the_others_load(copy: Path, content: bytes) -> None:
+    folder = copy / "toy-gan" / "1"
+    (folder / "vectors.npz").write_bytes(content)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files["vectors.npz"] = "sha256:" + sha256(content).hexdigest()
+    rewrite_manifest(folder, files=files)
+    with pytest.raises(ArtifactError, match=r"vectors\.npz"):
+        load_artifact(folder, open_session)
+
+
+def test_a_port_that_the_graph_does_not_have_is_refused(copy: Path) -> None:
+    folder = copy / "toy-gan" / "1"
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    graphs["decode"]["outputs"][0]["name"] = "picture"
+    rewrite_manifest(folder, graphs=graphs)
+    with pytest.raises(ArtifactError, match="has no output"):
         load_artifact(folder, open_session)
 
 
@@ -144,3 +200,28 @@ async def test_a_name_means_the_newest_version_and_a_version_can_be_asked_for(
     older = await engine.run("sample", SampleRequest(seed=1), model="toy-gan@9")
     assert (newest.model, older.model) == ("toy-gan@10", "toy-gan@9")
     await engine.drain()
+
+
+async def test_a_refused_version_does_not_hide_the_one_before_it(
+    copy: Path, settings: Settings, metrics: Metrics
+) -> None:
+    shutil.copytree(copy / "toy-gan" / "1", copy / "toy-gan" / "2")
+    rewrite_manifest(copy / "toy-gan" / "2", version="2")
+    flip_a_byte(copy / "toy-gan" / "2" / "decode.onnx")
+    (copy / "toy-gan" / "1²").mkdir()
+    shutil.copy(copy / "toy-gan" / "1" / "manifest.json", copy / "toy-gan" / "1²")
+    engine = build_engine(settings.model_copy(update={"model_repository": copy}), metrics)
+    await engine.load_default_models()
+    assert engine.ready
+    assert (await engine.run("sample", SampleRequest(seed=1))).model == "toy-gan@1"
+    with pytest.raises(ModelUnavailable, match=r"decode\.onnx"):
+        await engine.run("sample", SampleRequest(seed=1), model="toy-gan@2")
+    await engine.drain()
+
+
+def test_a_default_model_that_is_not_there_is_a_refusal_to_start(
+    settings: Settings, metrics: Metrics
+) -> None:
+    wrong = settings.model_copy(update={"default_models": ("toy-gan", "typo")})
+    with pytest.raises(StartupError, match="'typo'"):
+        build_engine(wrong, metrics)

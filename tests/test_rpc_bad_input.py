@@ -275,15 +275,15 @@ BAD_INPUT = {
     ),
     "png of the wrong size": (
         "Encode", pb.EncodeRequest(model=FLOW, images=files(png(5, 4))),
-        INVALID, "INVALID_IMAGE", "4, 4 and 1",
+        INVALID, "INVALID_IMAGE", "takes 4 high",
     ),
     "png of too many pixels": (
         "Encode", pb.EncodeRequest(model=FLOW, images=files(png(1001, 1000))),
-        INVALID, "INVALID_IMAGE", "1000000 pixels",
+        INVALID, "INVALID_IMAGE", "takes 4 high",
     ),
     "decompression bomb": (
         "Encode", pb.EncodeRequest(model=FLOW, images=files(bomb())),
-        INVALID, "INVALID_IMAGE", "1000000 pixels",
+        INVALID, "INVALID_IMAGE", "takes 4 high",
     ),
     "grey image of a binary model": (
         "Likelihood", pb.LikelihoodRequest(model=VAE, images=pictures(level=7)),

@@ -71,36 +71,38 @@ class RowQueue:
     """Jobs of one graph in the order in which they get their next rows. Decides, never acts."""
 
     def __init__(self, maximum_batch_rows: int) -> None:
+        self.rows = 0
+        """Rows waiting."""
         self._maximum_batch_rows = maximum_batch_rows
         self._jobs: deque[Job] = deque()
-
-    @property
-    def rows(self) -> int:
-        """Rows waiting."""
-        return sum(job.remaining for job in self._jobs)
 
     def add(self, job: Job) -> None:
         """Queue a job."""
         self._jobs.append(job)
+        self.rows += job.remaining
 
-    def drop(self, now: float) -> list[Job]:
-        """Remove the jobs that nobody waits for any more; return those that ran out of time."""
-        expired = [job for job in self._jobs if not job.future.done() and job.deadline <= now]
-        self._jobs = deque(
-            job for job in self._jobs if not job.future.done() and job.deadline > now
-        )
-        return expired
+    def forget(self, job: Job) -> None:
+        """Drop the rows of a job that nobody waits for any more; `take` passes over it."""
+        self.rows -= job.remaining
+        job.taken = job.rows
 
-    def take(self, idle_workers: int) -> list[Slice]:
-        """Take the next batch: an idle worker's share of the rows, at most the maximum."""
+    def take(self, idle_workers: int, now: float) -> list[Slice]:
+        """Take the next batch: an idle worker's share of the rows, at most the maximum.
+
+        Jobs whose deadline is not after `now` get none; the batch may be empty.
+        """
         room = min(self._maximum_batch_rows, math.ceil(self.rows / idle_workers))
         batch: list[Slice] = []
         while room and self._jobs:
             job = self._jobs.popleft()
+            if job.deadline <= now:
+                self.forget(job)
             count = min(room, job.remaining)
-            batch.append(Slice(job, job.taken, job.taken + count))
-            job.taken += count
-            room -= count
+            if count:
+                batch.append(Slice(job, job.taken, job.taken + count))
+                job.taken += count
+                self.rows -= count
+                room -= count
             if job.remaining:
                 self._jobs.append(job)
         return batch
@@ -142,63 +144,75 @@ class Batcher:
         ShuttingDown or InferenceFailed. When the caller is cancelled, rows that are not yet
         running are dropped.
         """
-        job = self._admit(inputs, deadline)
-        self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows)).add(job)
+        rows = len(next(iter(inputs.values())))
+        self._check_room(rows, deadline)
+        future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        job = Job(inputs, rows, deadline, future, self._clock())
+        queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
+        queue.add(job)
         self._jobs.add(job)
-        job.future.add_done_callback(lambda _: self._jobs.discard(job))
+        future.add_done_callback(lambda _: self._leave(queue, job))
         self._dispatch()
         try:
             async with asyncio.timeout(deadline - self._clock()):
-                return await job.future
+                return await future
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while the request was running") from None
+            raise DeadlineExceeded("the deadline passed before the result was there") from None
+
+    def abort(self) -> None:
+        """Fail whatever is waiting or running with ShuttingDown."""
+        self._closing = True
+        for job in list(self._jobs):
+            if not job.future.done():
+                job.future.set_exception(ShuttingDown("the server stopped before it was done"))
 
     async def close(self) -> None:
         """Refuse new work, finish what was accepted, and stop the workers."""
         self._closing = True
         while self._jobs:
             await asyncio.wait([job.future for job in self._jobs])
-        self._pool.shutdown(wait=True)
+        while self._batches:  # nobody may wait for their rows, but their threads still run
+            await asyncio.wait(self._batches)
+        self._pool.shutdown()
 
-    def _admit(self, inputs: Arrays, deadline: float) -> Job:
+    def _check_room(self, rows: int, deadline: float) -> None:
+        """Raise QueueFull, DeadlineExceeded or ShuttingDown where `rows` would be refused now.
+
+        Requests for more than one batch may fill three quarters of the queue: the rest is kept
+        for small ones, so that bulk work does not lock them out.
+        """
         if self._closing:
             raise ShuttingDown("the server is shutting down; send the request to another replica")
-        now = self._clock()
-        if deadline <= now:
-            raise DeadlineExceeded("the deadline had passed when the request arrived")
-        rows = len(next(iter(inputs.values())))
+        if deadline <= self._clock():
+            raise DeadlineExceeded("the deadline had passed before there was anything to run")
         queued = self._queued_rows()
+        bulk = rows > self._maximum_batch_rows
+        bound = self._maximum_queued_rows * 3 // 4 if bulk else self._maximum_queued_rows
         # A request that is larger than the bound on its own runs when the queue is empty.
-        if queued and queued + rows > self._maximum_queued_rows:
+        if queued and queued + rows > bound:
             wait = max(0.1, queued * self._seconds_per_row / self._workers)
             raise QueueFull(
-                f"{queued} rows are queued and the limit is {self._maximum_queued_rows}; "
-                f"try again in {wait:.1f} s",
+                f"{queued} rows are queued and the limit is {bound}; try again in {wait:.1f} s",
                 retry_after_seconds=round(wait, 1),
             )
-        future = asyncio.get_running_loop().create_future()
-        return Job(inputs, rows, deadline, future, now)
+
+    def _leave(self, queue: RowQueue, job: Job) -> None:
+        """Forget a job that is answered, failed or cancelled."""
+        self._jobs.discard(job)
+        queue.forget(job)
+        self._metrics.queued_rows.set(self._queued_rows())
 
     def _dispatch(self) -> None:
         """Hand batches to idle workers until there are none left of either."""
-        self._drop_abandoned()
         while self._idle and self._queues:
             graph = next(iter(self._queues))
             queue = self._queues.pop(graph)
-            batch = queue.take(self._idle)
+            batch = queue.take(self._idle, self._clock())
             if queue.rows:
                 self._queues[graph] = queue
-            self._start(graph, batch, drained=not queue.rows)
+            if batch:
+                self._start(graph, batch, drained=not queue.rows)
         self._metrics.queued_rows.set(self._queued_rows())
-
-    def _drop_abandoned(self) -> None:
-        for graph, queue in list(self._queues.items()):
-            for job in queue.drop(self._clock()):
-                job.future.set_exception(
-                    DeadlineExceeded("the deadline passed while the request was queued")
-                )
-            if not queue.rows:
-                del self._queues[graph]
 
     def _queued_rows(self) -> int:
         return sum(queue.rows for queue in self._queues.values())
@@ -218,15 +232,18 @@ class Batcher:
         started = self._clock()
         for part in batch:
             self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
-        loop = asyncio.get_running_loop()
-        results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
-        seconds = self._clock() - started
-        self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-        self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
-        for part, result in zip(batch, results, strict=True):
-            deliver(part, result)
-        self._idle += 1
-        self._dispatch()
+        try:
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
+            seconds = self._clock() - started
+            self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+            self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+            for part, result in zip(batch, results, strict=True):
+                deliver(part, result)
+        finally:
+            # Whatever happened, the worker is free again: a worker lost is lost for good.
+            self._idle += 1
+            self._dispatch()
 
 
 def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFailed]:
@@ -235,18 +252,12 @@ def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFai
     When the run fails, every slice runs again alone, so that only the guilty fail.
     """
     try:
-        outputs = session.run(_join(batch))
+        return _split(session.run(_join(batch)), batch)
     except Exception:  # whatever a runtime raises must not end the worker
         if len(batch) > 1:
             return [compute(session, [part])[0] for part in batch]
         log.exception("running a graph failed")
         return [InferenceFailed("running the model failed; the server's log says why")]
-    stops = np.cumsum([part.stop - part.start for part in batch]).tolist()
-    starts = [0, *stops[:-1]]
-    return [
-        {name: rows[start:stop] for name, rows in outputs.items()}
-        for start, stop in zip(starts, stops, strict=True)
-    ]
 
 
 def deliver(part: Slice, result: Outputs | InferenceFailed) -> None:
@@ -277,3 +288,16 @@ def _join(batch: list[Slice]) -> Arrays:
         name: np.concatenate([part.job.inputs[name][part.start : part.stop] for part in batch])
         for name in batch[0].job.inputs
     }
+
+
+def _split(outputs: Outputs, batch: list[Slice]) -> list[Outputs | InferenceFailed]:
+    """Cut outputs into one part for each slice; raises ValueError where rows are missing."""
+    stops = np.cumsum([part.stop - part.start for part in batch]).tolist()
+    for name, rows in outputs.items():
+        if rows.shape[:1] != (stops[-1],):
+            raise ValueError(f"output {name} has shape {rows.shape} for {stops[-1]} rows")
+    starts = [0, *stops[:-1]]
+    return [
+        {name: rows[start:stop] for name, rows in outputs.items()}
+        for start, stop in zip(starts, stops, strict=True)
+    ]

@@ -11,7 +11,7 @@ from typing import Literal
 from service.core.batcher import Batcher
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
-from service.core.operations import OPERATIONS, Call, Outputs
+from service.core.operations import OPERATIONS, Call, Outputs, work
 from service.core.requests import Limits, Request, Result
 from service.errors import (
     DeadlineExceeded,
@@ -19,10 +19,15 @@ from service.errors import (
     ModelUnavailable,
     OperationNotOffered,
     RequestCancelled,
+    ShuttingDown,
 )
 from service.metrics import Metrics
 
 Reproducible = Literal["bitwise", "numeric"]
+
+Steps = Generator[Call, Outputs, Result]
+
+_LARGE_VALUES = 50_000  # more array elements than this take milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +68,20 @@ class Engine:
         self._default_timeout_seconds = default_timeout_seconds
         self._reproducible = reproducible
         self._draining = False
+        self._in_flight = 0
+        self._quiet = asyncio.Event()  # set whenever the last request in flight ends
 
     async def load_default_models(self) -> None:
         """Load the default set; a model that is refused does not keep the others from loading."""
         for name in self._default_models:
-            try:
-                await self.models.load(self.models.find(name))
-            except GenserveError as error:
-                log.error("default model unavailable", extra={"model": name, "reason": str(error)})
+            # Where the newest version is refused, the name means the one before it.
+            while (model := self.models.find(name)).state == "available":
+                with contextlib.suppress(ModelUnavailable):  # the refusal has been logged
+                    await self.models.load(model)
 
     def readiness(self) -> dict[str, str]:
         """Return the state of each default model; the server is ready when all are `ready`."""
-        states = {model.name: model.state for model in self.models.all()}
-        return {
-            name: states.get(name.partition("@")[0], "missing") for name in self._default_models
-        }
+        return {name: self.models.find(name).state for name in self._default_models}
 
     @property
     def ready(self) -> bool:
@@ -94,9 +98,16 @@ class Engine:
         return operations
 
     async def drain(self) -> None:
-        """Stop being ready, refuse new work, and finish what was accepted."""
+        """Stop being ready, refuse new requests, and finish those that were accepted."""
         self._draining = True
+        if self._in_flight:
+            await self._quiet.wait()
         await self._batcher.close()
+
+    def abort(self) -> None:
+        """Fail the requests in flight with ShuttingDown: the time for draining is over."""
+        self._draining = True
+        self._batcher.abort()
 
     async def run(
         self,
@@ -111,16 +122,19 @@ class Engine:
         Raises a GenserveError; whatever it is, other requests are untouched by it.
         """
         started = time.monotonic()
-        label, code = "", "OK"
-        self._metrics.requests_in_flight.inc()
+        label, code = "", "INTERNAL"
+        self._enter()
         try:
+            if self._draining:
+                raise ShuttingDown("the server is shutting down; ask another replica")
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name
             _check_offered(found, operation)
             if timeout_seconds is None:
                 timeout_seconds = self._default_timeout_seconds
-            deadline = started + timeout_seconds
-            return await self._run(found, operation, request, deadline)
+            answer = await self._run(found, operation, request, started + timeout_seconds)
+            code = "OK"
+            return answer
         except GenserveError as error:
             code = error.reason
             raise
@@ -128,33 +142,47 @@ class Engine:
             code = RequestCancelled.reason
             raise
         finally:
-            self._metrics.requests_in_flight.dec()
+            self._leave()
             self._metrics.requests.labels(label, operation, code).inc()
             seconds = time.monotonic() - started
             self._metrics.request_seconds.labels(label, operation).observe(seconds)
+
+    def _enter(self) -> None:
+        self._in_flight += 1
+        self._quiet.clear()
+        self._metrics.requests_in_flight.set(self._in_flight)
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        self._metrics.requests_in_flight.set(self._in_flight)
+        if not self._in_flight:
+            self._quiet.set()
 
     async def _run(self, model: Model, operation: str, request: Request, deadline: float) -> Answer:
         await self._load(model, deadline)
         manifest = model.manifest
         assert manifest is not None, "a model that is ready has a manifest"
         steps = OPERATIONS[operation](manifest, request, self.limits)
-        result = await self._drive(model, steps, deadline)
+        values = work(manifest, request) * manifest.event.dimensions
+        result = await self._drive(model, steps, deadline, large=values > _LARGE_VALUES)
         self._metrics.images.labels(model.name, operation).inc(result.count)
         return Answer(manifest, result, self._reproducible)
 
-    async def _drive(
-        self, model: Model, steps: Generator[Call, Outputs, Result], deadline: float
-    ) -> Result:
-        """Run the graph calls of an operation until it returns its result."""
-        try:
-            call = next(steps)
-            while True:
-                graph = model.graphs[call.graph]
-                outputs = await self._batcher.run(graph, call.inputs, deadline)
-                call = steps.send(outputs)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
+    async def _drive(self, model: Model, steps: Steps, deadline: float, large: bool) -> Result:
+        """Run the graph calls of an operation until it returns its result.
+
+        The arrays of a large request take milliseconds to prepare: that happens on a thread, so
+        that others are answered meanwhile.
+        """
+        outputs: Outputs | None = None
+        while True:
+            if large:
+                step = await asyncio.to_thread(_advance, steps, outputs)
+            else:
+                step = _advance(steps, outputs)
+            if not isinstance(step, Call):
+                return step
+            outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
 
     async def _load(self, model: Model, deadline: float) -> None:
         if model.state == "ready":
@@ -175,6 +203,18 @@ class Engine:
         raise OperationNotOffered(
             f"no default model offers {operation}; name one in the field model", operations=[]
         )
+
+
+def _advance(steps: Steps, outputs: Outputs | None) -> Call | Result:
+    """Go on to the next graph call of an operation, or to its result.
+
+    StopIteration can't cross from a thread to a coroutine, so it ends here.
+    """
+    try:
+        return next(steps) if outputs is None else steps.send(outputs)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def _check_offered(model: Model, operation: str) -> None:

@@ -20,13 +20,15 @@ from service.errors import ArtifactError
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
-Array = NDArray[Any]
+Arrays = dict[str, NDArray[Any]]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 # A plain name: an artifact can't point outside its own folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=100)]
-Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=40)]
+VERSION = r"^[0-9]+(\.[0-9]+)*$"
+Version = Annotated[str, Field(pattern=VERSION, max_length=40)]
 Size = Annotated[int, Field(ge=1)]
+Margin = Annotated[int, Field(ge=0)]
 
 OPERATIONS = ("sample", "encode", "decode", "reconstruct", "likelihood", "interpolate")
 """Every operation, in the order in which people meet them."""
@@ -50,7 +52,7 @@ _GRAPHS_OF = {
 class _Part(BaseModel):
     """Strict and immutable: an unknown or mistyped field is a refusal, never a guess."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Event(_Part):
@@ -79,16 +81,32 @@ class Preprocess(_Part):
     """Levels to graph values: (low + (high - low) * level / (levels - 1) - mean) / deviation."""
 
     range: tuple[float, float]
-    mean: tuple[float, ...] = (0.0,)
-    deviation: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    mean: tuple[float, ...] = Field((0.0,), description="one for all channels, or one each")
+    deviation: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), description="one for all channels, or one each"
+    )
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    padding: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    padding: tuple[Margin, Margin, Margin, Margin] = Field(
         (0, 0, 0, 0), description="rows and columns of level 0: top, bottom, left, right"
     )
     binarisation: Binarisation | None = None
     dequantisation: Literal["uniform"] | None = Field(
         None, description="noise that the likelihood graph takes as an input"
     )
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if self.range[0] >= self.range[1]:
+            raise ValueError("range must go from a lower to a higher value")
+        return self
+
+    def row_shape(self, event: Event) -> tuple[int, ...]:
+        """Return the shape of one image as graphs take it."""
+        height, width, channels = event.shape
+        top, bottom, left, right = self.padding
+        height, width = top + height + bottom, left + width + right
+        chw = self.layout == "NCHW"
+        return (channels, height, width) if chw else (height, width, channels)
 
 
 class Latent(_Part):
@@ -120,6 +138,13 @@ class Control(_Part):
     minimum: float
     maximum: float
     default: float | None
+
+    @model_validator(mode="after")
+    def _default_is_in_range(self) -> Self:
+        default = self.minimum if self.default is None else self.default
+        if not self.minimum <= default <= self.maximum:
+            raise ValueError("minimum, default and maximum must be in this order")
+        return self
 
 
 class Port(_Part):
@@ -241,6 +266,8 @@ class Manifest(_Part):
         for operation in self.operations:
             if operation not in _GRAPHS_OF:
                 raise ValueError(f"unknown operation '{operation}'; known are {OPERATIONS}")
+            if operation != "likelihood" and self.latent is None:
+                raise ValueError(f"operation '{operation}' needs a latent")
             for name in _GRAPHS_OF[operation]:
                 self._check_function(operation, name)
         return self
@@ -248,17 +275,38 @@ class Manifest(_Part):
     @model_validator(mode="after")
     def _a_likelihood_says_what_it_means(self) -> Self:
         meaning = self.operations.get("likelihood")
-        if meaning and None in (
-            meaning.quantity,
-            meaning.kind,
-            meaning.base_measure,
-            meaning.estimator,
-            meaning.conditioning,
-        ):
-            raise ValueError(
-                "operation 'likelihood' must state quantity, kind, base_measure, estimator and "
-                "conditioning"
-            )
+        if meaning is None:
+            return self
+        needed = {"quantity", "kind", "base_measure", "estimator", "conditioning"}
+        if self.graphs["log_likelihood"].input("noise"):
+            needed |= {"draws", "importance_estimator"}
+        if missing := {name for name in needed if getattr(meaning, name) is None}:
+            raise ValueError(f"operation 'likelihood' must state {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _ports_have_the_shapes_of_what_they_carry(self) -> Self:
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "data": self.preprocess.row_shape(self.event),
+            "latent": self.latent.shape if self.latent else None,
+            "latent_deviation": self.latent.shape if self.latent else None,
+            "condition": (len(self.condition.names),) if self.condition else None,
+            "log_likelihood": (),
+        }
+        for name, graph in self.graphs.items():
+            for port in (*graph.inputs, *graph.outputs):
+                if port.row_shape != shapes.get(port.role, port.row_shape):
+                    raise ValueError(
+                        f"port '{port.name}' of graph '{name}' has rows of shape "
+                        f"{port.row_shape}; by the manifest {port.role} is {shapes[port.role]}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _means_and_deviations_are_for_the_channels(self) -> Self:
+        for values in (self.preprocess.mean, self.preprocess.deviation):
+            if len(values) not in (1, self.event.shape[2]):
+                raise ValueError("mean and deviation are one for all channels, or one each")
         return self
 
     @model_validator(mode="after")
@@ -276,17 +324,6 @@ class Manifest(_Part):
         roles = {port.role for port in graph.inputs}
         if not roles <= allowed or graph.output(result) is None:
             raise ValueError(f"graph '{name}' must map {sorted(allowed)} to {result}")
-        if "condition" in roles and self.condition is None:
-            raise ValueError(
-                f"graph '{name}' takes a condition that the manifest does not describe"
-            )
-        for port in (*graph.inputs, *graph.outputs):
-            if port.role == "latent" and (
-                self.latent is None or port.row_shape != self.latent.shape
-            ):
-                raise ValueError(
-                    f"port '{port.name}' of graph '{name}' is not of the latent's shape"
-                )
 
 
 def artifact_digest(manifest: Mapping[str, Any]) -> str:
@@ -305,51 +342,67 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises ArtifactError where it is missing, unreadable, inconsistent or altered.
     """
-    path = folder / MANIFEST_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        manifest = Manifest.model_validate(content)
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        manifest = Manifest.model_validate_json(text)
+        digest = artifact_digest(json.loads(text))
     except OSError as error:
-        raise ArtifactError(f"{path}: can't be read: {error.strerror}") from error
+        raise ArtifactError(f"{MANIFEST_FILE} can't be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
-        raise ArtifactError(f"{path}: {where}: {first['msg']}") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path}: is not JSON: {error}") from error
-    if manifest.artifact_digest != artifact_digest(content):
-        raise ArtifactError(f"{path}: does not match its artifact_digest; export it again")
+        where = ".".join(map(str, first["loc"])) or "the manifest"
+        raise ArtifactError(f"{MANIFEST_FILE}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{MANIFEST_FILE} is not JSON: {error}") from error
+    if manifest.artifact_digest != digest:
+        raise ArtifactError(f"{MANIFEST_FILE} contradicts its artifact_digest; export it again")
     return manifest
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check the hash of every file of the artifact. Raises ArtifactError that names the file."""
+    """Check the hash of every file of the artifact, and that there is no other.
+
+    Raises ArtifactError that names the file.
+    """
+    there = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST_FILE}
+    if unknown := there - manifest.files.keys():
+        raise ArtifactError(f"{sorted(unknown)} are in no hash of the manifest; remove them")
     for name, expected in manifest.files.items():
         try:
             with (folder / name).open("rb") as file:
                 actual = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ArtifactError(f"{folder / name}: can't be read: {error.strerror}") from error
+            raise ArtifactError(f"{name} can't be read: {error.strerror}") from error
         if actual != expected:
-            raise ArtifactError(
-                f"{folder / name}: is altered: it hashes to {actual}, not {expected}"
-            )
+            raise ArtifactError(f"{name} is altered: it hashes to {actual}, not {expected}")
 
 
-def read_test_vectors(folder: Path, manifest: Manifest) -> dict[str, tuple[dict[str, Array], ...]]:
+def read_test_vectors(folder: Path, manifest: Manifest) -> dict[str, tuple[Arrays, Arrays]]:
     """Return the (inputs, expected outputs) of each graph. Raises ArtifactError if incomplete."""
-    path = folder / manifest.test_vectors.file
+    name = manifest.test_vectors.file
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {
-                name: (
-                    {port.name: archive[f"{name}/inputs/{port.name}"] for port in graph.inputs},
-                    {port.name: archive[f"{name}/outputs/{port.name}"] for port in graph.outputs},
+        # Opened here: numpy leaves a file open that turns out to be broken.
+        with (folder / name).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            vectors = {
+                graph_name: (
+                    {
+                        port.name: archive[f"{graph_name}/inputs/{port.name}"]
+                        for port in graph.inputs
+                    },
+                    {
+                        port.name: archive[f"{graph_name}/outputs/{port.name}"]
+                        for port in graph.outputs
+                    },
                 )
-                for name, graph in manifest.graphs.items()
+                for graph_name, graph in manifest.graphs.items()
             }
-    except (OSError, KeyError, ValueError) as error:
-        raise ArtifactError(f"{path}: test vectors are incomplete: {error}") from error
+    except Exception as error:  # numpy and zipfile raise whatever a broken archive provokes
+        raise ArtifactError(f"{name}: test vectors are incomplete: {error}") from error
+    if not all(
+        array.size for parts in vectors.values() for part in parts for array in part.values()
+    ):
+        raise ArtifactError(f"{name}: test vectors without rows prove nothing")
+    return vectors
 
 
 def json_schema() -> str:

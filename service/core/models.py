@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from service.core.batcher import LoadedGraph
 from service.core.manifest import (
     MANIFEST_FILE,
+    VERSION,
     Manifest,
     read_manifest,
     read_test_vectors,
@@ -43,7 +45,7 @@ class Model:
     def refuse(self, reason: str) -> None:
         """Keep the model from serving; the others go on."""
         self.state, self.reason = "refused", reason
-        log.error("model refused", extra={"model": self.name, "reason": reason})
+        log.error("model refused", extra={"folder": str(self.folder), "reason": reason})
 
 
 class Models:
@@ -62,7 +64,11 @@ class Models:
         return list(self._models)
 
     def find(self, name: str) -> Model:
-        """Return the model `name` (its newest version) or `name@version`; raises ModelNotFound."""
+        """Return the model `name@version`, or the newest version of `name` that is not refused.
+
+        A model whose versions are all refused is found, and refused when it is run. Raises
+        ModelNotFound.
+        """
         wanted, _, version = name.partition("@")
         found = [
             model
@@ -74,7 +80,7 @@ class Models:
             raise ModelNotFound(
                 f"there is no model '{name[:100]}'; there are {known}", models=known
             )
-        return found[-1]
+        return next((model for model in reversed(found) if model.state != "refused"), found[-1])
 
     async def load(self, model: Model) -> None:
         """Make a model ready, once, however many ask. Raises ModelUnavailable with the reason."""
@@ -94,6 +100,10 @@ class Models:
         except ArtifactError as error:
             model.refuse(str(error))
             return
+        except Exception:  # one model must not keep the others from loading
+            log.exception("loading failed", extra={"model": model.name})
+            model.refuse("loading it failed; the server's log says why")
+            return
         seconds = time.monotonic() - started
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
         self._metrics.model_ready.labels(model.name, model.version).set(1)
@@ -110,10 +120,12 @@ def load_artifact(
     """
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
-    graphs = {
-        name: LoadedGraph(manifest.name, manifest.version, name, open_session(folder / graph.file))
-        for name, graph in manifest.graphs.items()
-    }
+    graphs = {}
+    for name, graph in manifest.graphs.items():
+        inputs = [port.name for port in graph.inputs]
+        outputs = [port.name for port in graph.outputs]
+        session = open_session(folder / graph.file, inputs, outputs)
+        graphs[name] = LoadedGraph(manifest.name, manifest.version, name, session)
     _check_test_vectors(folder, manifest, graphs.values())
     return manifest, graphs
 
@@ -126,7 +138,7 @@ def _check_test_vectors(folder: Path, manifest: Manifest, graphs: Iterable[Loade
         try:
             actual = graph.session.run(inputs)
         except Exception as error:  # whatever a runtime raises
-            raise ArtifactError(f"{folder}: graph {graph.name} does not run: {error}") from error
+            raise ArtifactError(f"graph {graph.name} does not run: {error}") from error
         for name, values in expected.items():
             bound = tolerance.absolute + tolerance.relative * np.abs(values)
             # Written so that NaN is a difference too.
@@ -134,7 +146,7 @@ def _check_test_vectors(folder: Path, manifest: Manifest, graphs: Iterable[Loade
                 np.abs(actual[name] - values) <= bound
             ):
                 raise ArtifactError(
-                    f"{folder}: graph {graph.name} contradicts its test vectors at output {name}"
+                    f"graph {graph.name} contradicts its test vectors at output {name}"
                 )
 
 
@@ -145,11 +157,20 @@ def _read(folder: Path) -> Model:
         model.manifest = read_manifest(folder)
     except ArtifactError as error:
         model.refuse(str(error))
-        return model
-    if (model.manifest.name, model.manifest.version) != (model.name, model.version):
-        model.refuse(f"{folder}: holds {model.manifest.name}@{model.manifest.version}")
+    else:
+        _check_folder(model, model.manifest)
     return model
 
 
+def _check_folder(model: Model, manifest: Manifest) -> None:
+    if (manifest.name, manifest.version) != (model.name, model.version):
+        model.refuse(
+            f"the folder is {model.name}/{model.version}, but its manifest says "
+            f"{manifest.name}@{manifest.version}"
+        )
+
+
 def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    """Return what versions are ordered by; a folder that is no version comes first."""
+    numbers = re.fullmatch(VERSION, version)
+    return tuple(int(part) for part in version.split(".")) if numbers else ()

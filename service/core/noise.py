@@ -54,8 +54,11 @@ def uniform(seeds: Words, purpose: str, items: Words, size: int, start: int = 0)
     """Draw uniforms strictly inside (0, 1), [N, size], at positions start .. start + size - 1.
 
     `seeds` and `items` are uint64 [N]. A draw is (word + 1/2) / 2^32, so it is never 0 or 1.
+    Raises ValueError for positions of 2^34 and more.
     """
     first, last = start // 4, (start + size + 3) // 4
+    if last > 2**32:
+        raise ValueError("positions go to 2^34 - 1: the block is one 32-bit word of the counter")
     blocks = np.arange(first, last, dtype=np.uint64)
     digest = hashlib.sha256(purpose.encode()).digest()
     purpose_word = np.uint64(int.from_bytes(digest[:4], "little"))

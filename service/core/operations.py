@@ -28,6 +28,7 @@ from service.core.requests import (
     LikelihoodResult,
     Limits,
     ReconstructRequest,
+    Request,
     Result,
     SampleRequest,
     Scale,
@@ -126,8 +127,8 @@ def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits)
     elif request.start:
         latents = space.path(ends[0], ends[1], request.steps, request.mode)
     else:
-        plus, minus = ends[: len(request.plus)], ends[len(request.plus) :]
-        latents = (plus.sum(axis=0) - minus.sum(axis=0))[None]
+        signs = np.repeat([1.0, -1.0], [len(request.plus), len(request.minus)])
+        latents = _check_latents(manifest, (signs @ ends.astype(np.float64))[None])
     # One class for the whole path: what changes along it is the latent alone.
     weights = class_weights(manifest, request.condition, 1, seed)
     if weights is not None:
@@ -149,7 +150,8 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
     check_range("seed", request.seed, 0, noise.MAXIMUM_SEED)
     noisy = graph.input("noise") is not None
     draws = (meaning.draws or 1) if request.samples is None else request.samples
-    check_range("samples", draws, 1, limits.draws if noisy else 1)
+    if request.samples is not None:
+        check_range("samples", draws, 1, limits.draws if noisy else 1)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "likelihood", levels, request.binarisation, request.seed)
     check_range("the number of images times samples", len(levels) * draws, 1, limits.rows)
@@ -168,7 +170,7 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
     return LikelihoodResult(
         log_likelihood=score,
         standard_error=error,
-        bits_per_dim=-score / (manifest.event.dimensions * np.log(2.0)),
+        bits_per_dim=_bits_per_dim(manifest, score),
         quantity=str(meaning.quantity),
         kind=str(meaning.kind),
         base_measure=str(meaning.base_measure),
@@ -190,6 +192,22 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call, Outputs, Result]]] = {
 }
 
 
+def work(manifest: Manifest, request: Request) -> int:
+    """Return how many rows a request makes arrays for, before anything is checked or made."""
+    match request:
+        case SampleRequest():
+            return request.count
+        case DecodeRequest():
+            return len(request.latents)
+        case InterpolateRequest():
+            return request.steps ** (2 if request.corners else 1)
+        case LikelihoodRequest():
+            draws = request.samples or manifest.operations["likelihood"].draws or 1
+            return len(request.images) * draws
+        case _:
+            return len(request.images)
+
+
 def mean_log_weight(weights: Floats) -> tuple[Floats, Floats | None]:
     """Return the mean over draws of log weights [N, k], and its standard error for k > 1."""
     draws = weights.shape[1]
@@ -202,10 +220,19 @@ def log_mean_weight(weights: Floats) -> tuple[Floats, Floats | None]:
     """Return log(mean over draws of exp(log weights)) for [N, k], and its standard error.
 
     The error is the delta method's: the standard error of the mean weight over the mean weight.
+    Where a few weights dominate it says too little: it can't exceed 1 nat.
     """
     highest = weights.max(axis=1, keepdims=True)
     mean, error = mean_log_weight(np.exp(weights - highest))
     return highest[:, 0] + np.log(mean), None if error is None else error / mean
+
+
+def _bits_per_dim(manifest: Manifest, log_likelihood: Floats) -> Floats | None:
+    """Return bits for each value; a density of reals is no number of bits."""
+    if manifest.operations["likelihood"].quantity != "probability":
+        return None
+    bits: Floats = -log_likelihood / (manifest.event.dimensions * np.log(2.0))
+    return bits
 
 
 def _decoded(
@@ -219,8 +246,10 @@ def _decoded(
         return _noise(port, seeds, items, 1).reshape(len(latents), *port.row_shape)
 
     inputs = _feed(graph, rows_of_noise, latent=latents, condition=weights)
-    outputs = yield Call("decode", inputs)
-    return to_images(manifest, _output(graph, outputs, "data"), scale)
+    values = _output(graph, (yield Call("decode", inputs)), "data")
+    if not np.all(np.isfinite(values)):
+        raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
+    return to_images(manifest, values, scale)
 
 
 def _encoded(

@@ -28,7 +28,7 @@ def read_images(manifest: Manifest, images: Images, scale: Scale, limits: Limits
         raise OutOfRange(f"{len(images)} images were sent; allowed are 1 to {limits.count}")
     if isinstance(images, np.ndarray):
         return _check_array(manifest, images, scale)
-    return np.stack([_read_png(manifest, content, limits) for content in images])
+    return np.stack([_read_png(manifest, content) for content in images])
 
 
 def binarise(
@@ -137,16 +137,23 @@ def _unit_to_levels(images: NDArray[Any], highest: int) -> NDArray[np.int64]:
     return levels
 
 
-def _read_png(manifest: Manifest, content: bytes, limits: Limits) -> Levels:
-    image = files.png_to_levels(content, manifest.event.levels, limits.image_pixels)
+def _read_png(manifest: Manifest, content: bytes) -> Levels:
+    """Read one PNG; its size is compared before a pixel is decompressed."""
+    size = files.png_size(content)
+    if size != manifest.event.shape[:2]:
+        raise _misfit(manifest, f"{size[0]} high and {size[1]} wide")
+    image = files.png_to_levels(content, manifest.event.levels)
     if image.shape != manifest.event.shape:
-        height, width, channels = manifest.event.shape
-        raise InvalidImage(
-            f"the PNG is {image.shape[0]} high, {image.shape[1]} wide, with {image.shape[2]} "
-            f"channels; {manifest.name} takes {height}, {width} and {channels}. "
-            "Resize it first: nothing is resized silently"
-        )
+        raise _misfit(manifest, f"of {image.shape[2]} channels")
     return image
+
+
+def _misfit(manifest: Manifest, actual: str) -> InvalidImage:
+    height, width, channels = manifest.event.shape
+    return InvalidImage(
+        f"the PNG is {actual}; {manifest.name} takes {height} high, {width} wide, {channels} "
+        "channels. Change it first: nothing is resized or converted silently"
+    )
 
 
 def _is_binary(levels: Levels, highest: int) -> bool:

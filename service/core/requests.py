@@ -31,7 +31,6 @@ class Limits:
     count: int  # images in one request
     draws: int  # noise draws for one image
     rows: int  # images times draws in one request
-    image_pixels: int  # pixels of one uploaded PNG
 
 
 @dataclass(frozen=True, kw_only=True)

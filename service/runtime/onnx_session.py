@@ -1,5 +1,6 @@
 """ONNX Runtime sessions. The only file that imports onnxruntime."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from service.errors import ArtifactError, StartupError
-from service.runtime.session import Arrays, Session
+from service.runtime.session import Arrays
 
 Provider = Literal["cpu", "cuda"]
 
@@ -17,26 +18,28 @@ _PROVIDER_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider
 class OnnxSession:
     """One graph, run on one thread by each caller."""
 
-    def __init__(self, path: Path, provider: Provider) -> None:
+    def __init__(
+        self, path: Path, inputs: Sequence[str], outputs: Sequence[str], provider: Provider
+    ) -> None:
         import onnxruntime  # here, so that `check_installation` can speak first
 
-        options = onnxruntime.SessionOptions()
-        # Parallelism comes from the workers that share a session; threads of its own would fight
-        # them, and spinning burns a core while idle.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if provider == "cuda":
-            # Without this, a session that can't use the GPU quietly becomes a CPU session.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         name = _PROVIDER_NAMES[provider]
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[name])
+            self._session = onnxruntime.InferenceSession(
+                path, _options(onnxruntime.SessionOptions(), provider), providers=[name]
+            )
         except Exception as error:  # the runtime's own exceptions share no base class
-            raise ArtifactError(f"{path}: can't be loaded on {provider}: {error}") from error
+            reason = str(error).replace(f"{path.parent}/", "")  # clients read it
+            raise ArtifactError(f"{path.name}: can't be loaded on {provider}: {reason}") from error
         if self._session.get_providers()[0] != name:
-            raise ArtifactError(f"{path}: {provider} was asked for and is not used")
-        self._outputs = [output.name for output in self._session.get_outputs()]
+            raise ArtifactError(f"{path.name}: {provider} was asked for and is not used")
+        actual = {port.name for port in self._session.get_inputs()}
+        if actual != set(inputs):
+            raise ArtifactError(f"{path.name}: takes {sorted(actual)}, not {sorted(inputs)}")
+        actual = {port.name for port in self._session.get_outputs()}
+        if missing := set(outputs) - actual:
+            raise ArtifactError(f"{path.name}: has no output {sorted(missing)}")
+        self._outputs = list(outputs)
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Session.run`."""
@@ -44,9 +47,16 @@ class OnnxSession:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def open_onnx_session(path: Path, provider: Provider) -> Session:
-    """Load an ONNX graph on one provider. Raises ArtifactError where that can't be done."""
-    return OnnxSession(path, provider)
+def _options(options: Any, provider: Provider) -> Any:
+    # Parallelism comes from the workers that share a session; threads of its own would fight
+    # them, and spinning burns a core while idle.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider == "cuda":
+        # Without this, a session that can't use the GPU quietly becomes a CPU session.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
 
 
 def check_installation() -> None:

@@ -1,0 +1,28 @@
+# One file, two targets: `docker build --target cpu .` and `docker build --target gpu .`.
+# Neither holds torch: models are served from exported artifacts.
+
+FROM python:3.12-slim AS base
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+RUN useradd --create-home --uid 10001 genserve
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY service service
+COPY artifacts artifacts
+ENV GENSERVE_HOST=0.0.0.0 GENSERVE_MODEL_REPOSITORY=/app/artifacts
+EXPOSE 8000 8001
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+    CMD python -c "import os, urllib.request as request; request.urlopen( \
+    'http://127.0.0.1:' + os.environ.get('GENSERVE_HTTP_PORT', '8000') + '/readyz', timeout=2)"
+ENTRYPOINT ["genserve"]
+CMD ["serve"]
+
+FROM base AS cpu
+RUN pip install --constraint constraints.txt '.[cpu]'
+USER genserve
+
+# The CUDA and cuDNN libraries come as Python packages, so the plain image is enough; the driver
+# comes from the host (`docker run --gpus 1`).
+FROM base AS gpu
+RUN pip install --constraint constraints.txt '.[gpu]'
+ENV GENSERVE_PROVIDER=cuda
+USER genserve

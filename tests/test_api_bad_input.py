@@ -16,7 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from service.api.app import create_app
+from service.core.engine import Engine
 from service.images import array_to_npy, levels_to_png
+from service.metrics import Metrics
 from tests.fakes import LATENT, SIDE
 
 PNG, NPY = "image/png", "application/x-npy"
@@ -568,3 +571,35 @@ async def test_no_bytes_make_the_server_fail(
         "/encode", content=start[:cut] + rest, headers={"Content-Type": content_type}
     )
     assert answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/sample", {"class_label": ["x"] * 100_000}, ["class_label[0]"]),
+        ("/sample", {"class_label": [1] * 100_000}, ["4096"]),
+        ("/sample", {"return": ["nothing"] * 100_000}, ["return"]),
+        ("/interpolate", {"corners": [{}] * 100_000}, ["corners", "4"]),
+        ("/interpolate", {"arithmetic": {"plus": [{"seed": 1}] * 100_000}}, ["plus", "64"]),
+        ("/decode", {"latents": [[1]] * 100_000}, ["4096"]),
+    ],
+    ids=["wrong classes", "classes", "parts", "corners", "points", "latents"],
+)
+async def test_a_list_of_mistakes_is_read_to_its_first(
+    roomy: httpx.AsyncClient, path: str, body: dict[str, object], words: list[str]
+) -> None:
+    """A report of every mistake in a large body once kept the server busy for half a minute."""
+    answer = await roomy.post(path, json=body)
+    assert_problem(answer, 422, "INVALID_REQUEST", *words)
+    assert len(answer.json()["errors"]) == 1
+
+
+@pytest.fixture
+async def roomy(engine: Engine, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose bodies may be large."""
+    app = create_app(
+        engine, metrics=metrics, maximum_body_bytes=2**24, cors_origins=(), version="1.2.3"
+    )
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://genserve") as client:
+        yield client

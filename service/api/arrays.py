@@ -14,6 +14,9 @@ from pydantic_core import PydanticCustomError
 from service.core.requests import Array, Images
 from service.errors import InvalidImage
 
+MAXIMUM_ROWS = 4096
+"""Items of the outermost list: numpy takes seconds for millions of short lists."""
+
 
 def read_numbers(value: object) -> Array:
     """Return nested lists of numbers as int64 where all are whole, else as float64."""
@@ -23,6 +26,10 @@ def read_numbers(value: object) -> Array:
         return value
     if not isinstance(value, list):
         raise _refusal("must be an array of numbers")
+    if len(value) > MAXIMUM_ROWS:
+        raise _refusal(
+            f"holds {len(value)} items; at most {MAXIMUM_ROWS} are read, send npy for more"
+        )
     array = np.array(value, dtype=object)  # as objects, or numpy would take true for 1
     kinds = set(map(type, array.ravel().tolist()))
     if not kinds <= {int, float}:

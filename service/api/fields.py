@@ -33,17 +33,24 @@ Timeout = Annotated[
     Field(json_schema_extra={"minimum": 1, "maximum": core.MAXIMUM_TIMEOUT_MS}),
 ]
 Seed = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**53 - 1})]
-Classes = Annotated[list[int], BeforeValidator(_listed, json_schema_input_type=int | list[int])]
+# Lists are bounded, and checked to the first mistake only: a report of each mistake in a body of
+# millions of them would take longer than all other requests together.
+MAXIMUM_ITEMS = 4096
+Classes = Annotated[
+    list[int],
+    Field(max_length=MAXIMUM_ITEMS, fail_fast=True),
+    BeforeValidator(_listed, json_schema_input_type=int | list[int]),
+]
 GenerationPart = Literal["images", "latents"]
 EncodePart = Literal["latents", "deviations", "draws"]
 GenerationParts = Annotated[
     list[GenerationPart],
-    Field(min_length=1),
+    Field(min_length=1, max_length=8, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=GenerationPart | list[GenerationPart]),
 ]
 EncodeParts = Annotated[
     list[EncodePart],
-    Field(min_length=1),
+    Field(min_length=1, max_length=8, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=EncodePart | list[EncodePart]),
 ]
 
@@ -107,10 +114,13 @@ class Point(Strict):
         return core.Endpoint(seed=self.seed, latent=self.latent, image=self.image)
 
 
+Points = Annotated[list[Point], Field(max_length=64, fail_fast=True)]
+
+
 class Arithmetic(Strict):
     """The sum of the points `plus`, less those of `minus`."""
 
-    plus: list[Point]
-    """Points to add."""
-    minus: list[Point] = Field(default_factory=list)
-    """Points to subtract."""
+    plus: Points
+    """Points to add, at most 64."""
+    minus: Points = Field(default_factory=list)
+    """Points to subtract, at most 64."""

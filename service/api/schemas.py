@@ -160,7 +160,9 @@ class InterpolateBody(GenerationBody):
     """Where the path begins."""
     end: Point | None = None
     """Where the path ends."""
-    corners: list[Point] = Field(default_factory=list)
+    corners: Annotated[list[Point], Field(max_length=4, fail_fast=True)] = Field(
+        default_factory=list
+    )
     """Four points: top left, top right, bottom left, bottom right."""
     arithmetic: Arithmetic | None = None
     """Points to add and to subtract; one image."""

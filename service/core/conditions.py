@@ -14,18 +14,29 @@ def class_weights(
     manifest: Manifest, request: ConditionRequest, count: int, seed: int
 ) -> Array | None:
     """Return class weights [count, K]: as asked, or one-hot classes drawn from the prior."""
-    condition = manifest.condition
-    asked = request.classes is not None or request.class_weights is not None
+    condition, asked = manifest.condition, _asked_kinds(request)
     if condition is None:
         if asked:
             raise ConditionNotOffered(f"{manifest.name} is unconditional; leave out the condition")
         return None
+    if len(asked) > 1:
+        raise InvalidRequest("give classes or class weights, not both")
+    if not asked <= set(condition.kinds):
+        raise ConditionNotOffered(
+            f"{manifest.name} is not conditioned on {asked.pop()}; "
+            f"give {' or '.join(condition.kinds)}",
+            kinds=list(condition.kinds),
+        )
     if request.class_weights is not None:
-        if request.classes is not None:
-            raise InvalidRequest("give classes or class weights, not both")
         return _check_class_weights(request.class_weights, count, len(condition.names))
     classes = _drawn_classes(condition.prior, count, seed) if not asked else request.classes
     return _one_hot(classes or (), count, len(condition.names))
+
+
+def _asked_kinds(request: ConditionRequest) -> set[str]:
+    """Return the kinds of condition that are given, as manifests call them."""
+    given = {"class": request.classes, "class_weights": request.class_weights}
+    return {kind for kind, value in given.items() if value is not None}
 
 
 def _one_hot(classes: Sequence[int], count: int, size: int) -> Array:

@@ -76,11 +76,7 @@ def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decodi
     """Map latents to images."""
     latents = _check_latents(manifest, request.latents)
     check_range("the number of latents", len(latents), 1, limits.count)
-    if request.latent_space is not None and request.latent_space != _latent_space(manifest):
-        raise LatentSpaceMismatch(
-            f"the latents are of space {request.latent_space}; {manifest.name}@{manifest.version} "
-            f"decodes {_latent_space(manifest)}"
-        )
+    _check_latent_space(manifest, request.latent_space)
     seed = _seed(request.seed)
     weights = class_weights(manifest, request.condition, len(latents), seed)
     images = yield from _decoded(manifest, latents, weights, seed, request.scale)
@@ -270,6 +266,7 @@ def _located(
     latents = np.empty((len(points), size), np.float32)
     pictures = [index for index, point in enumerate(points) if point.image is not None]
     for index, point in enumerate(points):
+        _check_latent_space(manifest, point.latent_space)
         if point.seed is not None:
             check_range("seed", point.seed, 0, noise.MAXIMUM_SEED)
             latents[index] = space.draw(point.seed, np.zeros(1, np.uint64), size, 1.0, None)[0]
@@ -379,6 +376,15 @@ def _check_latents(manifest: Manifest, latents: Array) -> Array:
     if not np.all(np.isfinite(latents)):
         raise InvalidLatent("latents must be finite in float32: at most 3.4e38 in magnitude")
     return latents
+
+
+def _check_latent_space(manifest: Manifest, named: str | None) -> None:
+    """Raise LatentSpaceMismatch where a space is named and is not the model's."""
+    if named is not None and named != _latent_space(manifest):
+        raise LatentSpaceMismatch(
+            f"the latents are of space {named}; {manifest.name}@{manifest.version} "
+            f"decodes {_latent_space(manifest)}"
+        )
 
 
 def _latent_size(manifest: Manifest) -> int:

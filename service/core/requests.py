@@ -103,6 +103,7 @@ class Endpoint:
 
     seed: int | None = None
     latent: Array | None = None
+    latent_space: str | None = None  # that the latent is of, where it shall be checked
     image: Array | bytes | None = None
 
 

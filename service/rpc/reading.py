@@ -152,14 +152,12 @@ def _condition(message: Message) -> ConditionRequest:
 
 
 def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
-    kind = point.WhichOneof("point")
-    if kind == "seed":
-        return Endpoint(seed=point.seed)
-    if kind == "latent":
-        return Endpoint(latent=_only(_rows(point.latent), InvalidLatent))
-    if kind == "image":
-        return Endpoint(image=_only(_images(point.image, scale), InvalidImage))
-    return Endpoint()
+    given = _given(point, "seed", "latent_space")
+    if point.HasField("latent"):
+        given["latent"] = _only(_rows(point.latent), InvalidLatent)
+    if point.HasField("image"):
+        given["image"] = _only(_images(point.image, scale), InvalidImage)
+    return Endpoint(**given)
 
 
 def _only(rows: Images, error: type[InvalidRequest]) -> Any:

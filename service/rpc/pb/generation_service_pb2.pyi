@@ -510,14 +510,16 @@ class ClassWeights(_message.Message):
     def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("seed", "latent", "image")
+    __slots__ = ("seed", "latent", "image", "latent_space")
     SEED_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     seed: int
     latent: Latents
     image: Images
-    def __init__(self, seed: _Optional[int] = ..., latent: _Optional[_Union[Latents, _Mapping]] = ..., image: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+    latent_space: str
+    def __init__(self, seed: _Optional[int] = ..., latent: _Optional[_Union[Latents, _Mapping]] = ..., image: _Optional[_Union[Images, _Mapping]] = ..., latent_space: _Optional[str] = ...) -> None: ...
 
 class Arithmetic(_message.Message):
     __slots__ = ("plus", "minus")

@@ -35,7 +35,9 @@ OPERATIONS = ("sample", "encode", "decode", "reconstruct", "likelihood", "interp
 _FUNCTIONS = {
     "decode": ({"latent", "condition", "noise"}, "data"),
     "encode": ({"data"}, "latent"),
-    "log_likelihood": ({"data", "noise"}, "log_likelihood"),
+    "log_likelihood": ({"data", "condition", "noise"}, "log_likelihood"),
+    "row_step": ({"cache", "condition", "control", "forced", "noise"}, "levels"),
+    "row_step_filtered": ({"cache", "condition", "control", "forced", "noise"}, "levels"),
 }
 _GRAPHS_OF = {
     "sample": ("decode",),
@@ -45,6 +47,7 @@ _GRAPHS_OF = {
     "reconstruct": ("encode", "decode"),
     "likelihood": ("log_likelihood",),
 }
+_ROW_GRAPHS = ("row_step", "row_step_filtered")
 
 
 class _Part(BaseModel):
@@ -123,12 +126,12 @@ class Control(_Part):
 
 
 class Port(_Part):
-    """An input or output of a graph; the first entry of `shape` is the free batch axis."""
+    """An input or output of a graph; one entry of `shape` is the free batch axis."""
 
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "log_likelihood",
+        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -144,14 +147,19 @@ class Port(_Part):
 
     @model_validator(mode="after")
     def _only_the_batch_axis_is_free(self) -> Self:
-        if self.shape[0] != "batch" or "batch" in self.shape[1:]:
-            raise ValueError("shape must start with 'batch' and go on with sizes")
+        if self.shape.count("batch") != 1:
+            raise ValueError("shape must hold 'batch' once, and sizes")
         return self
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis of the rows; the first one, but for graphs that a program loops over."""
+        return self.shape.index("batch")
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row."""
-        return tuple(int(size) for size in self.shape[1:])
+        return tuple(int(size) for size in self.shape if size != "batch")
 
 
 class Graph(_Part):
@@ -226,8 +234,8 @@ class Manifest(_Part):
     preprocess: Preprocess
     latent: Latent | None
     condition: Condition | None
-    program: Literal["single_pass"]
-    controls: dict[Literal["temperature", "truncation"], Control]
+    program: Literal["single_pass", "raster_rows"]
+    controls: dict[Literal["temperature", "truncation", "top_k", "top_p"], Control]
     operations: dict[str, Operation]
     graphs: dict[str, Graph]
     test_vectors: TestVectors
@@ -241,7 +249,8 @@ class Manifest(_Part):
         for operation in self.operations:
             if operation not in _GRAPHS_OF:
                 raise ValueError(f"unknown operation '{operation}'; known are {OPERATIONS}")
-            for name in _GRAPHS_OF[operation]:
+            by_rows = operation == "sample" and self.program == "raster_rows"
+            for name in _ROW_GRAPHS if by_rows else _GRAPHS_OF[operation]:
                 self._check_function(operation, name)
         return self
 

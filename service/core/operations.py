@@ -161,7 +161,9 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
         return stream.reshape(len(levels) * draws, *port.row_shape)
 
     values = np.repeat(to_values(manifest, levels), draws, axis=0)
-    outputs = yield Call("log_likelihood", _feed(graph, rows_of_noise, data=values))
+    weights_of_none = None if manifest.condition is None else _no_class(manifest, len(values))
+    inputs = _feed(graph, rows_of_noise, data=values, condition=weights_of_none)
+    outputs = yield Call("log_likelihood", inputs)
     weights = _output(graph, outputs, "log_likelihood").astype(np.float64).reshape(-1, draws)
     importance = request.samples is not None and noisy
     score, error = log_mean_weight(weights) if importance else mean_log_weight(weights)
@@ -308,6 +310,12 @@ def _noise(
         return noise.normal(uniforms).astype(np.float32)
     # In float32 a uniform next to 1 would round to 1, which the scheme promises never to draw.
     return np.minimum(uniforms.astype(np.float32), np.float32(1.0 - 2.0**-24))
+
+
+def _no_class(manifest: Manifest, rows: int) -> Array:
+    """Return class weights of zero, which ask a model trained with label dropout for plain p(x)."""
+    assert manifest.condition is not None
+    return np.zeros((rows, len(manifest.condition.names)), np.float32)
 
 
 def _no_noise(port: Port) -> Array:

@@ -22,7 +22,7 @@ from export.graphs import make_model, run_original
 from export.parity import ABSOLUTE, RELATIVE, check
 from export.vectors import Arrays, draw_inputs
 from export.weights import hash_weights, save_models
-from model_zoo.family import BATCH, Card, Figure, Graph, Port
+from model_zoo.family import Card, Figure, Graph, Port
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -147,7 +147,9 @@ def _describe_graph(graph: Graph) -> dict[str, Any]:
 
 
 def _describe_port(port: Port) -> dict[str, Any]:
-    return {**asdict(port), "shape": [BATCH, *port.shape]}
+    content = {**asdict(port), "shape": port.shape_of()}
+    del content["batch_axis"]  # the shape says it
+    return content
 
 
 def _exporter_versions() -> dict[str, str]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.onnx_files import read_file, run_file
+from export.row_step import build_row_step
 from export.vectors import Array, Arrays
+from model_zoo.autoregressive.row_step import RowStep
 from model_zoo.family import BATCH, Graph, Port
 
 OPSET = 20
@@ -49,7 +51,8 @@ def run_original(graph: Graph, inputs: Arrays) -> Arrays:
         raise ExportError(
             f"graph '{graph.name}': returns {len(outputs)} outputs, not {len(graph.outputs)}"
         )
-    rows = len(next(iter(inputs.values())))
+    first = graph.inputs[0]
+    rows = inputs[first.name].shape[first.batch_axis]
     for port, output in zip(graph.outputs, outputs, strict=True):
         _refuse_wrong_output(graph, port, output, rows)
     return {port.name: output for port, output in zip(graph.outputs, outputs, strict=True)}
@@ -63,8 +66,10 @@ def make_model(graph: Graph, inputs: Arrays) -> ir.Model:
     try:
         if isinstance(graph.module, Path):
             model = read_file(graph.module, OPSET)
+        elif isinstance(graph.module, RowStep):
+            model = ir.from_proto(build_row_step(graph.module, OPSET, IR_VERSION))
         else:
-            model = _trace_module(graph.module, inputs)
+            model = _trace_module(graph, graph.module, inputs)
     except ExportError as error:
         raise ExportError(f"graph '{graph.name}': {error}") from error
     model.ir_version = IR_VERSION
@@ -93,11 +98,11 @@ def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _refuse_wrong_output(graph: Graph, port: Port, actual: Array, rows: int) -> None:
-    where, right = f"graph '{graph.name}', output '{port.name}'", (rows, *port.shape)
-    if actual.shape != right or actual.dtype != port.dtype:
+    where, right = f"graph '{graph.name}', output '{port.name}'", port.shape_of(rows)
+    if list(actual.shape) != right or actual.dtype != port.dtype:
         raise ExportError(
             f"{where}: is {actual.dtype} {list(actual.shape)} for {rows} rows, "
-            f"not {port.dtype} {list(right)}"
+            f"not {port.dtype} {right}"
         )
     if not np.isfinite(actual).all():
         raise ExportError(f"{where}: is not finite on realistic inputs")
@@ -114,8 +119,9 @@ class _Positional(nn.Module):
         return _as_tuple(self.module(*inputs))
 
 
-def _trace_module(module: nn.Module, inputs: Arrays) -> ir.Model:
+def _trace_module(graph: Graph, module: nn.Module, inputs: Arrays) -> ir.Model:
     batch = torch.export.Dim(BATCH)
+    free = tuple({port.batch_axis: batch} for port in graph.inputs)
     tensors = tuple(torch.from_numpy(values) for values in inputs.values())
     try:
         with warnings.catch_warnings():
@@ -125,7 +131,7 @@ def _trace_module(module: nn.Module, inputs: Arrays) -> ir.Model:
                 tensors,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=(tuple({0: batch} for _ in tensors),),
+                dynamic_shapes=(free,),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -154,7 +160,7 @@ def _describe_ports(graph: Graph, model: ir.Model) -> None:
     for port, value in pairs:
         _refuse_wrong_shape(graph, port, value)
         value.name = port.name
-        value.shape = ir.Shape([BATCH, *port.shape])
+        value.shape = ir.Shape(port.shape_of())
     NameFixPass()(model)  # inner values that have the name of a port give way
 
 
@@ -163,20 +169,24 @@ def _refuse_wrong_shape(graph: Graph, port: Port, value: ir.Value) -> None:
     if value.shape is None:
         return
     sizes = [size if isinstance(size, int) else None for size in value.shape]
-    if sizes and sizes[0] is not None:
+    fixed = sizes[port.batch_axis] if port.batch_axis < len(sizes) else None
+    if fixed is not None:
         raise ExportError(
-            f"graph '{graph.name}', port '{port.name}': the batch axis is fixed at {sizes[0]} "
+            f"graph '{graph.name}', port '{port.name}': the batch axis is fixed at {fixed} "
             "inside the model; no size may depend on how many rows the example had"
         )
-    if len(sizes) != 1 + len(port.shape) or not _fits(sizes[1:], port.shape):
+    if not _fits(sizes, port.shape_of()):
         raise ExportError(
             f"graph '{graph.name}', port '{port.name}': its shape is {list(value.shape)}, "
-            f"not {[BATCH, *port.shape]}"
+            f"not {port.shape_of()}"
         )
 
 
-def _fits(known: Sequence[int | None], shape: tuple[int, ...]) -> bool:
-    return all(size in (None, right) for size, right in zip(known, shape, strict=True))
+def _fits(known: Sequence[int | None], shape: Sequence[int | str]) -> bool:
+    same_rank = len(known) == len(shape)
+    return same_rank and all(
+        size in (None, right) for size, right in zip(known, shape, strict=True)
+    )
 
 
 def _strip(model: ir.Model) -> None:

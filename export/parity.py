@@ -1,6 +1,6 @@
 """Proof that a graph under ONNX Runtime does what its original does, row by row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import onnxruntime
 from export.errors import ExportError
 from export.onnx_files import open_session
 from export.vectors import ROWS, Array, Arrays
-from model_zoo.family import BATCH, Graph
+from model_zoo.family import Graph, Port
 
 # |actual - expected| <= ABSOLUTE + RELATIVE * |expected|, in the unit of the output. Float32 with
 # sums in another order stays far inside; a wrong layer, padding or epsilon does not.
@@ -45,7 +45,7 @@ def check(
     _check_free_batch(graph, session)
     errors = []
     for count in BATCHES:
-        some = _rows(inputs, slice(count))
+        some = _rows(graph.inputs, inputs, slice(count))
         actual = _run(graph, session, some)
         label = f"differs from the original at batch {count}"
         errors.append(_compare(graph, actual, original(some), label))
@@ -66,7 +66,7 @@ def _check_free_batch(graph: Graph, session: onnxruntime.InferenceSession) -> No
         (graph.inputs, session.get_inputs()),
         (graph.outputs, session.get_outputs()),
     ):
-        right = [(port.name, [BATCH, *port.shape]) for port in ports]
+        right = [(port.name, port.shape_of()) for port in ports]
         actual = [(argument.name, argument.shape) for argument in arguments]
         if actual != right:
             raise ExportError(f"graph '{graph.name}': its ports are {actual}, not {right}")
@@ -78,15 +78,18 @@ def _check_rows(
     """Run each row alone, and return whether every bit is the same as in the batch."""
     identical = True
     for row in range(ROWS):
-        alone = _run(graph, session, _rows(inputs, slice(row, row + 1)))
-        among = _rows(together, slice(row, row + 1))
+        alone = _run(graph, session, _rows(graph.inputs, inputs, slice(row, row + 1)))
+        among = _rows(graph.outputs, together, slice(row, row + 1))
         _compare(graph, alone, among, "of a row depends on the other rows of its batch")
         identical &= all(np.array_equal(alone[name], among[name]) for name in alone)
     return identical
 
 
-def _rows(arrays: Arrays, which: slice) -> Arrays:
-    return {name: values[which] for name, values in arrays.items()}
+def _rows(ports: Sequence[Port], arrays: Arrays, which: slice) -> Arrays:
+    """Take rows, each port's along its own batch axis."""
+    return {
+        port.name: arrays[port.name][(slice(None),) * port.batch_axis + (which,)] for port in ports
+    }
 
 
 def _run(graph: Graph, session: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
@@ -94,7 +97,7 @@ def _run(graph: Graph, session: onnxruntime.InferenceSession, inputs: Arrays) ->
     try:
         outputs: list[Array] = session.run(names, inputs)
     except Exception as error:  # ONNX Runtime's errors have no common class
-        rows = len(next(iter(inputs.values())))
+        rows = inputs[graph.inputs[0].name].shape[graph.inputs[0].batch_axis]
         raise ExportError(f"graph '{graph.name}': fails at batch {rows}: {error}") from error
     return dict(zip(names, outputs, strict=True))
 

@@ -25,13 +25,13 @@ def draw_inputs(graph: Graph, card: Card) -> Arrays:
     generator = np.random.default_rng(SEED)
     inputs = {}
     for port in graph.inputs:
-        values = _draw(graph, port, card, generator)
+        values = _draw(graph, port, card, generator)  # rows first, wherever the port has them
         if values.shape[1:] != port.shape:
             raise ExportError(
                 f"graph '{graph.name}', input '{port.name}': rows have the shape "
                 f"{list(port.shape)}, but by the card it is {list(values.shape[1:])}"
             )
-        inputs[port.name] = values.astype(port.dtype)
+        inputs[port.name] = np.moveaxis(values, 0, port.batch_axis).astype(port.dtype)
     return inputs
 
 
@@ -43,6 +43,12 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.random((ROWS, *port.shape), np.float32)  # rounding never makes it 1
         case "data", _:
             return _to_graph_values(_draw_levels(card, generator), card)
+        case "cache", _:
+            return generator.uniform(-1, 1, (ROWS, *port.shape))  # as inputs and gates are
+        case "forced", _:
+            # About one value in three is forced, the others are free.
+            highest = _levels(card)
+            return generator.integers(-2 * highest, highest, (ROWS, *port.shape)).clip(-1)
         case "condition", _ if card.condition is not None:
             return _draw_class_weights(len(card.condition["names"]), generator)
         case "control", _ if port.name in card.controls:
@@ -50,8 +56,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
     raise ExportError(
         f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
-        f"'{port.role}'; it is latent, data, noise (normal or uniform), or a condition or control "
-        "that the card describes"
+        f"'{port.role}'; it is latent, data, noise (normal or uniform), cache, forced, or a "
+        "condition or control that the card describes"
     )
 
 

@@ -56,9 +56,52 @@ def image_preprocess(
     }
 
 
+def class_condition(classes: int) -> dict[str, Any]:
+    """Describe a choice of classes called 0, 1, .., or a mixture of them, all equally likely."""
+    return {
+        "kinds": ["class", "class_weights"],
+        "names": [str(label) for label in range(classes)],
+        "prior": [1 / classes] * classes,
+    }
+
+
 def normal_latent(size: int) -> dict[str, Any]:
     """Describe a latent of `size` coordinates with a standard normal prior."""
     return {"shape": [size], "prior": "standard_normal"}
+
+
+def sampling_controls(levels: int) -> dict[str, dict[str, Any]]:
+    """Describe how a distribution over `levels` is sharpened before a level is drawn from it."""
+    return {
+        "temperature": {
+            "meaning": "what the logits of every pixel are divided by",
+            "minimum": 0.01,
+            "maximum": 10.0,
+            "default": 1.0,
+        },
+        "top_k": {
+            "meaning": "number of most probable levels to draw from, after temperature",
+            "minimum": 1,
+            "maximum": levels,
+            "default": None,
+        },
+        "top_p": {
+            "meaning": "share of probability to draw from, most probable levels first, after top_k",
+            "minimum": 0.01,
+            "maximum": 1.0,
+            "default": None,
+        },
+    }
+
+
+EXACT_PROBABILITY: dict[str, Any] = {
+    "quantity": "probability",
+    "kind": "exact",
+    "base_measure": "counting",
+    "estimator": "exact",
+    "draws": 1,
+    "conditioning": "none",
+}
 
 
 def likelihood_bound(estimator: str, importance_estimator: str, draws: int) -> dict[str, Any]:

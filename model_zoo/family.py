@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 BATCH = "batch"
-"""Name of the free leading axis of every graph input and output."""
+"""Name of the free axis of every graph input and output, mostly the first."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a graph. `shape` leaves out the batch axis.
+    """An input or output of a graph. `shape` leaves out the batch axis, which is the first.
 
     Roles of inputs: data, latent, codes, condition, noise, control, cache, forced. Roles of
-    outputs: data, latent, latent_deviation, log_likelihood (nats). A noise input also names its
-    `distribution` (uniform or normal) and its `purpose`, which keys the noise scheme.
+    outputs: data, latent, latent_deviation, levels, log_likelihood and log_likelihood_map (nats),
+    cache. A noise input also names its `distribution` (uniform or normal) and its `purpose`, which
+    keys the noise scheme. The output `next_x` of a cache `x` is what to pass as `x` next time; the
+    first time it is zero. `batch_axis` is another one where an inner loop over rows gains from it.
     """
 
     name: str
@@ -71,6 +73,13 @@ class Port:
     dtype: str = "float32"
     distribution: str | None = None
     purpose: str | None = None
+    batch_axis: int = 0
+
+    def shape_of(self, rows: int | str = BATCH) -> list[int | str]:
+        """Return the whole shape, with so many rows on the batch axis."""
+        shape: list[int | str] = list(self.shape)
+        shape.insert(self.batch_axis, rows)
+        return shape
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ def uniform_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
+def binarise(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each pixel as 0 or 1 with its level / 255 as probability of 1."""
+    return (uniform_noise(tuple(levels.shape), generator) < levels / 255).float()
+
+
 def standard_error(values: Tensor) -> float | None:
     """Return the standard error of the mean of `values` [N]; None of a single one."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else None

@@ -320,8 +320,8 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path):
             id="shape_not_of_the_card",
         ),
         pytest.param(
-            Graph("decode", Painter(), (LATENT, Port("cache", "cache", (3,))), (IMAGES,)),
-            "graph 'decode', input 'cache'.*role 'cache'",
+            Graph("decode", Painter(), (LATENT, Port("codes", "codes", (3,))), (IMAGES,)),
+            "graph 'decode', input 'codes'.*role 'codes'",
             id="unknown_role",
         ),
         pytest.param(

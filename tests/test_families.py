@@ -24,6 +24,12 @@ ROOT = Path(__file__).parent.parent
 SIDE = 8
 
 TINY: Mapping[str, dict[str, Any]] = {
+    "autoregressive.gated_pixelcnn.GatedPixelCNN": {
+        "classes": 3,
+        "layers": 3,
+        "channels": 4,
+        "head_width": 8,
+    },
     "autoencoders.vae.VariationalAutoencoder": {
         "latent_size": 2,
         "width": 4,

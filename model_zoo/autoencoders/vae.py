@@ -30,10 +30,10 @@ from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
 from model_zoo.layers import (
     ResidualBlock,
+    binarise,
     normal_noise,
     standard_error,
     standard_normal_log_density,
-    uniform_noise,
 )
 
 IMPORTANCE_DRAWS = 64
@@ -215,11 +215,6 @@ class LogWeight(nn.Module):
 def bernoulli_log_mass(x: Tensor, logits: Tensor) -> Tensor:
     """Return log p(x|z) in nats, [N], summed over pixels; exact for logits of any size."""
     return (x * logits - softplus(logits)).flatten(1).sum(dim=1)
-
-
-def binarise(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw each pixel as 0 or 1 with its level / 255 as probability of 1."""
-    return (uniform_noise(tuple(levels.shape), generator) < levels / 255).float()
 
 
 VAE_PUBLISHED = {"value": -86.77, "source": "VAE, dynamic binarisation, pytorch-generative README"}

@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot, softplus
 
-from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
+from model_zoo.cards import (
+    LATENT_CONTROLS,
+    class_condition,
+    image_event,
+    image_preprocess,
+    normal_latent,
+)
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
 from model_zoo.layers import normal_noise
@@ -110,11 +116,7 @@ class DCGAN(Family):
             event=image_event(self.image_shape),
             preprocess=image_preprocess(-1.0, 1.0),
             latent=normal_latent(self.latent_size),
-            condition={
-                "kinds": ["class", "class_weights"],
-                "names": [str(label) for label in range(self.classes)],
-                "prior": [1 / self.classes] * self.classes,
-            },
+            condition=class_condition(self.classes),
             controls=LATENT_CONTROLS,
             operations={"sample": {}, "decode": {}, "interpolate": {}},
         )

@@ -1,0 +1,321 @@
+"""The row step of a Gated PixelCNN as a graph written by hand: caches in, one row of pixels out.
+
+What makes it fast, for the recurrence that `model_zoo/autoregressive/row_step.py` states plainly:
+
+- the vertical stack runs for the whole row at once, as products of matrices whose rows are
+  (column, image) pairs; taps that a mask would hide are never multiplied;
+- a Scan over the columns runs the horizontal stack; what comes from above enters its products as
+  Gemm's C operand, and each half of a gate is a Gemm of its own, which ONNX Runtime fuses with the
+  Tanh or Sigmoid that follows;
+- log-probabilities of the row are taken at once, behind the Scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from export.vectors import Array
+from model_zoo.autoregressive.gated_layers import GatedLayer
+from model_zoo.autoregressive.row_step import COLDEST, KEEP_ALL, RowStep
+from model_zoo.family import Port
+
+
+class _Nodes:
+    """Nodes in the making: a call adds one and returns the name of its result."""
+
+    def __init__(self, prefix: str, weights: dict[str, Array]):
+        """Names start with `prefix`, so that a Scan's body never hides what is outside of it."""
+        self.prefix, self.weights = prefix, weights
+        self.nodes: list[onnx.NodeProto] = []
+
+    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        return self.several(1, operator, *inputs, **attributes)[0]
+
+    def several(self, count: int, operator: str, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a node with `count` results."""
+        start = f"{self.prefix}{operator.lower()}_{len(self.nodes)}"
+        names = [f"{start}_{index}" for index in range(count)]
+        self.nodes.append(helper.make_node(operator, list(inputs), names, **attributes))
+        return names
+
+    def name(self, value: str, name: str) -> None:
+        """Give a result the name of a port."""
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+
+    def weight(self, name: str, values: Array | Tensor) -> str:
+        """Keep an array with the graph."""
+        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        self.weights[name] = np.ascontiguousarray(array)
+        return name
+
+    def integers(self, *values: int) -> str:
+        """Return a constant int64 vector."""
+        return self.weight("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def reshape(self, value: str, *sizes: int) -> str:
+        """Reshape; one of the sizes may be -1."""
+        return self("Reshape", value, self.integers(*sizes))
+
+    def slice(self, value: str, start: int, end: int, axis: int) -> str:
+        """Cut from `start` to `end`."""
+        limits = (self.integers(number) for number in (start, end, axis))
+        return self("Slice", value, *limits)
+
+
+def build_row_step(step: RowStep, opset: int, ir_version: int) -> onnx.ModelProto:
+    """Return the graph of a row step, with the ports that it describes."""
+    weights: dict[str, Array] = {}
+    write = _Nodes("row_", weights)
+    coming, next_activations = _look_up(write, step)
+    levels, logits, values = _scan_columns(write, step, coming)
+    chosen = write("GatherElements", write("LogSoftmax", logits, axis=2), levels, axis=2)
+    last_axis = write.integers(2)
+    write.name(write("Squeeze", levels, last_axis), "levels")
+    write.name(write("Squeeze", chosen, last_axis), "log_probability")
+    write.name(_move_up(write, step, values), "next_rows_above")
+    write.name(next_activations, "next_activations")
+    graph = helper.make_graph(
+        write.nodes,
+        "row_step",
+        [_describe(port) for port in step.input_ports()],
+        [_describe(port) for port in step.output_ports()],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+
+
+def _describe(port: Port) -> onnx.ValueInfoProto:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(port.dtype))
+    return helper.make_tensor_value_info(port.name, kind, port.shape_of())
+
+
+# Above: the vertical stack, for the whole row
+
+
+def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
+    """Return what both halves of every horizontal gate get from above, and the next cache."""
+    shifts_up, shifts_left = _class_shifts(write, step)
+    last = len(step.layers) - 1
+    cached = write.several(last, "Split", "activations", axis=0, num_outputs=last)
+    window = _first_window(write, step)
+    coming, kept = [], []
+    for index in range(len(step.layers)):
+        above = _convolve(write, step, index, window)  # [W, B, 2C]
+        above = write("Add", above, shifts_up[index])
+        coming += _across(write, step, index, above, shifts_left[index])
+        if index < last:
+            activation = _gate_row(write, above)
+            kept.append(write("Unsqueeze", activation, write.integers(0)))
+            window = _later_window(write, step, cached[index], activation)
+    return coming, write("Concat", *kept, axis=0)
+
+
+def _class_shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
+    """Return the shifts by the class of every vertical and every horizontal gate, [B, 2C] each."""
+    halves = [layer.condition.weight.T.chunk(2, dim=1) for layer in step.layers]  # [classes, 2C]
+    ups, lefts = zip(*halves, strict=True)
+    packed = np.concatenate([half.detach().numpy() for half in (*ups, *lefts)], axis=1)
+    shifts = write("MatMul", "class_weights", write.weight("condition", packed))
+    count = len(step.layers)
+    pieces = write.several(2 * count, "Split", shifts, axis=1, num_outputs=2 * count)
+    return pieces[:count], pieces[count:]
+
+
+def _first_window(write: _Nodes, step: RowStep) -> str:
+    """Return the pixels that the first kernel sees, [(2 * reach + 1) * reach, W * B]."""
+    reach = step.reach
+    padded = write("Pad", "rows_above", write.integers(0, reach, 0, 0, reach, 0))
+    views = [write.slice(padded, at, at + step.width, axis=1) for at in range(2 * reach + 1)]
+    return write.reshape(write("Concat", *views, axis=0), (2 * reach + 1) * reach, -1)
+
+
+def _later_window(write: _Nodes, step: RowStep, cached: str, activation: str) -> str:
+    """Return the activations that a 2x3 kernel sees, [W * B, 6C]."""
+    row_before = write("Squeeze", cached, write.integers(0))
+    both = write("Concat", row_before, activation, axis=2)  # [W, B, 2C]
+    padded = write("Pad", both, write.integers(1, 0, 0, 1, 0, 0))
+    views = [write.slice(padded, at, at + step.width, axis=0) for at in range(3)]
+    return write.reshape(write("Concat", *views, axis=2), -1, 6 * step.channels)
+
+
+def _convolve(write: _Nodes, step: RowStep, index: int, window: str) -> str:
+    """Apply a vertical kernel to what it sees, [W, B, 2C]."""
+    vertical = step.layers[index].vertical
+    # [2C, inputs, rows, columns] -> [columns * rows * inputs, 2C], the order of the windows
+    taps = vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
+    weight = write.weight(f"vertical_{index}", taps)
+    assert vertical.bias is not None
+    bias = write.weight(f"vertical_bias_{index}", vertical.bias)
+    product = write("Gemm", window, weight, bias, transA=int(index == 0))
+    return write.reshape(product, step.width, -1, 2 * step.channels)
+
+
+def _across(write: _Nodes, step: RowStep, index: int, above: str, shift: str) -> list[str]:
+    """Apply the 1x1 convolution from stack to stack: both halves of a gate, [W, B, C]."""
+    size, across = 2 * step.channels, step.layers[index].across
+    weight = write.weight(f"across_{index}", across.weight.flatten(1).T)
+    assert across.bias is not None
+    bias = write.weight(f"across_bias_{index}", across.bias)
+    product = write("Gemm", write.reshape(above, -1, size), weight, bias)
+    shifted = write("Add", write.reshape(product, step.width, -1, size), shift)
+    return write.several(2, "Split", shifted, axis=2, num_outputs=2)
+
+
+def _gate_row(write: _Nodes, above: str) -> str:
+    """Map [W, B, 2C] to [W, B, C] (equation 2 of the paper)."""
+    content, openness = write.several(2, "Split", above, axis=2, num_outputs=2)
+    return write("Mul", write("Tanh", content), write("Sigmoid", openness))
+
+
+def _move_up(write: _Nodes, step: RowStep, values: str) -> str:
+    """Return the last rows [reach, W, B], the new one [W, B, 1] included."""
+    row = write.reshape(values, 1, step.width, -1)
+    kept = write.slice("rows_above", 1, step.reach, axis=0)
+    return write("Concat", kept, row, axis=0)
+
+
+# To the left: the horizontal stack, pixel by pixel
+
+
+def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[str]:
+    """Return levels [W, B, 1], logits [W, B, levels] and values in [-1, 1] [W, B, 1]."""
+    last = write.integers(-1)
+    coldest = write.weight("coldest", np.array(COLDEST, np.float32))
+    temperature = write("Unsqueeze", write("Max", "temperature", coldest), last)  # [B, 1]
+    forced = write("Unsqueeze", "forced", last)
+    free = write("Less", forced, write.weight("zero", np.array(0, np.int64)))
+    columns = [*coming, write("Unsqueeze", "uniform", last), forced, free]
+    states = [_zeros(write, step.reach), *[_zeros(write, step.channels)] * (len(step.layers) - 1)]
+    body = _column(write, step, temperature, _filter_limits(write, step))
+    results = write.several(
+        len(states) + 3, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
+    )
+    return results[len(states) :]
+
+
+def _zeros(write: _Nodes, size: int) -> str:
+    """Return zeros [B, size]: left of the first pixel there is nothing."""
+    batch = write("Shape", "temperature")
+    return write("ConstantOfShape", write("Concat", batch, write.integers(size), axis=0))
+
+
+def _column(
+    write: _Nodes, step: RowStep, temperature: str, limits: Sequence[str]
+) -> onnx.GraphProto:
+    """Return the body of the Scan: one pixel of every image."""
+    inner = _Nodes("pixel_", write.weights)
+    before = "pixels_before"
+    left = [f"left_{index}" for index in range(1, len(step.layers))]
+    coming = [f"coming_{index}" for index in range(2 * len(step.layers))]
+    logits, seen = _look_left(inner, step, before, left, coming)
+    probability = inner("Softmax", inner("Div", logits, temperature), axis=1)
+    if limits:
+        probability = _keep_likely(inner, probability, *limits)
+    level = inner("Where", "free", _draw(inner, step, probability), "forced_level")
+    scale = np.arange(step.levels) * np.float32(2) / np.float32(step.levels - 1) - np.float32(1)
+    value = inner("Gather", inner.weight("values", scale.astype(np.float32)), level)  # [B, 1]
+    kept = inner.slice(before, 1, step.reach, axis=1)
+    next_before = inner("Concat", kept, value, axis=1)
+    inputs = [before, *left, *coming, "uniform_draw", "forced_level", "free"]
+    kinds = [TensorProto.FLOAT] * (len(inputs) - 2) + [TensorProto.INT64, TensorProto.BOOL]
+    outputs = [next_before, *seen, level, logits, value]
+    out_kinds = (
+        [TensorProto.FLOAT] * (1 + len(seen)) + [TensorProto.INT64] + [TensorProto.FLOAT] * 2
+    )
+    return helper.make_graph(
+        inner.nodes,
+        "column",
+        [helper.make_tensor_value_info(n, k, None) for n, k in zip(inputs, kinds, strict=True)],
+        [
+            helper.make_tensor_value_info(n, k, None)
+            for n, k in zip(outputs, out_kinds, strict=True)
+        ],
+    )
+
+
+def _look_left(
+    inner: _Nodes, step: RowStep, before: str, left: Sequence[str], coming: Sequence[str]
+) -> tuple[str, list[str]]:
+    """Return the logits [B, levels] and the input of every layer but the first, [B, C]."""
+    h = _gated_change(inner, step, 0, before, coming[:2], "")
+    seen = []
+    for index in range(1, len(step.layers)):
+        seen.append(h)
+        window = inner("Concat", left[index - 1], h, axis=1)  # [B, 2C]
+        h = _gated_change(inner, step, index, window, coming[2 * index : 2 * index + 2], h)
+    return _head(inner, step, h), seen
+
+
+def _gated_change(
+    inner: _Nodes, step: RowStep, index: int, window: str, coming: Sequence[str], shortcut: str
+) -> str:
+    """Return the output of a horizontal layer, [B, C], the shortcut added where there is one."""
+    layer: GatedLayer = step.layers[index]
+    # [2C, inputs, 1, columns] -> [columns * inputs, 2C]
+    content, openness = layer.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).chunk(2, 1)
+    content_name = inner.weight(f"content_{index}", content)
+    openness_name = inner.weight(f"openness_{index}", openness)
+    gated = inner(
+        "Mul",
+        inner("Tanh", inner("Gemm", window, content_name, coming[0])),
+        inner("Sigmoid", inner("Gemm", window, openness_name, coming[1])),
+    )
+    residual = inner.weight(f"residual_{index}", layer.residual.weight.flatten(1).T)
+    return inner("Gemm", gated, residual, *([shortcut] if shortcut else []))
+
+
+def _head(inner: _Nodes, step: RowStep, h: str) -> str:
+    """Return the logits, [B, levels]."""
+    convolutions = [part for part in step.head if isinstance(part, nn.Conv2d)]
+    for index, convolution in enumerate(convolutions):  # each behind a ReLU
+        weight = inner.weight(f"head_{index}", convolution.weight.flatten(1).T)
+        assert convolution.bias is not None
+        bias = inner.weight(f"head_bias_{index}", convolution.bias)
+        h = inner("Gemm", inner("Relu", h), weight, bias)
+    return h
+
+
+def _draw(inner: _Nodes, step: RowStep, probability: str) -> str:
+    """Return the level that the uniform number falls on, [B, 1]; see `draw` of the model."""
+    cumulative = inner("CumSum", probability, inner.weight("one", np.array(1, np.int64)))
+    total = inner.slice(cumulative, step.levels - 1, step.levels, axis=1)
+    passed = inner("LessOrEqual", cumulative, inner("Mul", total, "uniform_draw"))
+    count = inner("ReduceSum", inner("Cast", passed, to=TensorProto.FLOAT), inner.integers(1))
+    return inner("Cast", count, to=TensorProto.INT64)
+
+
+# What top-k and top-p leave
+
+
+def _filter_limits(write: _Nodes, step: RowStep) -> list[str]:
+    """Return which ranks top-k keeps, [B, levels], and the share that top-p keeps, [B, 1]."""
+    if not step.filtered:
+        return []
+    last = write.integers(-1)
+    ranks = write.weight("ranks", np.arange(step.levels, dtype=np.int64))
+    kept_ranks = write("Less", ranks, write("Unsqueeze", "top_k", last))
+    one = write.weight("whole", np.array(1, np.float32))
+    everything = write.weight("keep_all", np.array(KEEP_ALL, np.float32))
+    share = write("Where", write("GreaterOrEqual", "top_p", one), everything, "top_p")
+    return [kept_ranks, write("Unsqueeze", share, last)]
+
+
+def _keep_likely(inner: _Nodes, probability: str, kept_ranks: str, share: str) -> str:
+    """Set to zero what top-k and then top-p leave out, [B, levels]; TopK ties go to the lower."""
+    nothing = inner.weight("nothing", np.array(0, np.float32))
+    levels = inner("Slice", inner("Shape", probability), *[inner.integers(n) for n in (1, 2)])
+    ordered, level = inner.several(2, "TopK", probability, levels, axis=1)
+    ordered = inner("Where", kept_ranks, ordered, nothing)
+    whole = inner("ReduceSum", ordered, inner.integers(1))
+    axis = inner.weight("one", np.array(1, np.int64))
+    larger = inner("CumSum", ordered, axis, exclusive=1)
+    likely = inner("Less", larger, inner("Mul", share, whole))
+    kept = inner("Where", likely, ordered, nothing)
+    return inner("ScatterElements", probability, level, kept, axis=1)

@@ -13,9 +13,13 @@ from service.errors import ConditionNotOffered, InvalidRequest, OutOfRange
 def class_weights(
     manifest: Manifest, request: ConditionRequest, count: int, seed: int
 ) -> Array | None:
-    """Return class weights [count, K]: as asked, or one-hot classes drawn from the prior."""
+    """Return class weights [count, K]: as asked, or else the model's answer to no class.
+
+    That is zeros where the model was trained for it, and one-hot classes drawn from its prior
+    otherwise.
+    """
     condition = manifest.condition
-    asked = request.classes is not None or request.class_weights is not None
+    asked = is_given(request)
     if condition is None:
         if asked:
             raise ConditionNotOffered(f"{manifest.name} is unconditional; leave out the condition")
@@ -24,8 +28,15 @@ def class_weights(
         if request.classes is not None:
             raise InvalidRequest("give classes or class weights, not both")
         return _check_class_weights(request.class_weights, count, len(condition.names))
+    if not asked and condition.optional:
+        return np.zeros((count, len(condition.names)), np.float32)
     classes = _drawn_classes(condition.prior, count, seed) if not asked else request.classes
     return _one_hot(classes or (), count, len(condition.names))
+
+
+def is_given(request: ConditionRequest) -> bool:
+    """Whether the request asks for a condition."""
+    return request.classes is not None or request.class_weights is not None
 
 
 def _one_hot(classes: Sequence[int], count: int, size: int) -> Array:

@@ -56,9 +56,13 @@ def image_preprocess(
     }
 
 
-def class_condition(classes: int) -> dict[str, Any]:
-    """Describe a choice of classes called 0, 1, .., or a mixture of them, all equally likely."""
+def class_condition(classes: int, optional: bool = False) -> dict[str, Any]:
+    """Describe a choice of classes called 0, 1, .., or a mixture of them, all equally likely.
+
+    `optional` says that weights of zero mean no class, which the model was trained to answer.
+    """
     return {
+        "optional": optional,
         "kinds": ["class", "class_weights"],
         "names": [str(label) for label in range(classes)],
         "prior": [1 / classes] * classes,
@@ -73,6 +77,12 @@ def normal_latent(size: int) -> dict[str, Any]:
 def sampling_controls(levels: int) -> dict[str, dict[str, Any]]:
     """Describe how a distribution over `levels` is sharpened before a level is drawn from it."""
     return {
+        "greedy": {
+            "meaning": "1 takes the most probable level of every pixel",
+            "minimum": 0.0,
+            "maximum": 1.0,
+            "default": 0.0,
+        },
         "temperature": {
             "meaning": "what the logits of every pixel are divided by",
             "minimum": 0.01,
@@ -81,8 +91,8 @@ def sampling_controls(levels: int) -> dict[str, dict[str, Any]]:
         },
         "top_k": {
             "meaning": "number of most probable levels to draw from, after temperature",
-            "minimum": 1,
-            "maximum": levels,
+            "minimum": 1.0,
+            "maximum": float(levels),
             "default": None,
         },
         "top_p": {

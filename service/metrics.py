@@ -77,3 +77,17 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        self.rows = Counter("genserve_rows", "Rows painted.", ["model"], registry=registry)
+        self.first_row_seconds = Histogram(
+            "genserve_first_row_seconds",
+            "Time from a request to the first row of its first image.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.busy_slots = Gauge(
+            "genserve_busy_slots",
+            "Slots that hold an image being painted.",
+            ["model", "graph"],
+            registry=registry,
+        )

@@ -21,6 +21,7 @@ from service.core.batcher import Batcher
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
+from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, StartupError
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
@@ -52,6 +53,14 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             workers=settings.workers,
             maximum_batch_rows=settings.maximum_batch_rows,
             maximum_queued_rows=settings.maximum_queued_rows,
+            metrics=metrics,
+        ),
+        rows=RowScheduler(
+            workers=settings.workers,
+            slots=settings.row_slots,
+            # One request leaves a quarter of the slots to others.
+            bulk_limit=max(1, settings.row_slots * 3 // 4),
+            maximum_waiting_images=settings.maximum_waiting_images,
             metrics=metrics,
         ),
         metrics=metrics,

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     maximum_queued_rows: Count = Field(
         8192, description="rows that wait, and rows of one request, at most; beyond it comes a 429"
     )
+    row_slots: Count = Field(
+        16, description="images that a worker paints at once, row by row; more only adds latency"
+    )
+    maximum_waiting_images: Count = Field(
+        1024, description="images that wait for a slot at most; beyond it comes a 429"
+    )
     maximum_count: Count = Field(256, description="images in one request at most")
     maximum_draws: Count = Field(1000, description="noise draws for one scored image at most")
     maximum_body_bytes: Count = Field(

@@ -151,9 +151,9 @@ class GatedPixelCNN(Family):
             family="gated PixelCNN",
             event={**image_event(self.image_shape), "levels": shown},
             preprocess=image_preprocess(-1.0, 1.0, binarisation=binarisation),
-            condition=class_condition(self.classes),
+            condition=class_condition(self.classes, optional=True),
             controls=sampling_controls(self.levels),
-            operations={"likelihood": EXACT_PROBABILITY},
+            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
             program="raster_rows",
         )
 

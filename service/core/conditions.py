@@ -13,7 +13,11 @@ from service.errors import ConditionNotOffered, InvalidRequest, OutOfRange
 def class_weights(
     manifest: Manifest, request: ConditionRequest, count: int, seed: int
 ) -> Array | None:
-    """Return class weights [count, K]: as asked, or one-hot classes drawn from the prior."""
+    """Return class weights [count, K]: as asked, or else the model's answer to no class.
+
+    That is zeros where the model was trained for it, and one-hot classes drawn from its prior
+    otherwise.
+    """
     condition, asked = manifest.condition, _asked_kinds(request)
     if condition is None:
         if asked:
@@ -29,8 +33,15 @@ def class_weights(
         )
     if request.class_weights is not None:
         return _check_class_weights(request.class_weights, count, len(condition.names))
+    if not asked and condition.optional:
+        return np.zeros((count, len(condition.names)), np.float32)
     classes = _drawn_classes(condition.prior, count, seed) if not asked else request.classes
     return _one_hot(classes or (), count, len(condition.names))
+
+
+def is_given(request: ConditionRequest) -> bool:
+    """Whether the request asks for a condition."""
+    return bool(_asked_kinds(request))
 
 
 def _asked_kinds(request: ConditionRequest) -> set[str]:

@@ -11,8 +11,9 @@ from typing import Literal
 from service.core.batcher import Batcher
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
-from service.core.operations import OPERATIONS, Call, Outputs, work
+from service.core.operations import OPERATIONS, Call, Outputs, Paint, work
 from service.core.requests import Limits, Request, Result
+from service.core.rows import RowScheduler
 from service.errors import (
     DeadlineExceeded,
     GenserveError,
@@ -25,7 +26,7 @@ from service.metrics import Metrics
 
 Reproducible = Literal["bitwise", "numeric"]
 
-Steps = Generator[Call, Outputs, Result]
+Steps = Generator[Call | Paint, Outputs, Result]
 
 _LARGE_VALUES = 50_000  # more array elements than this take milliseconds
 
@@ -54,6 +55,7 @@ class Engine:
         *,
         models: Models,
         batcher: Batcher,
+        rows: RowScheduler,
         metrics: Metrics,
         limits: Limits,
         default_models: Sequence[str],
@@ -63,6 +65,7 @@ class Engine:
         self.models = models
         self.limits = limits
         self._batcher = batcher
+        self._rows = rows
         self._metrics = metrics
         self._default_models = list(default_models)
         self._default_timeout_seconds = default_timeout_seconds
@@ -103,11 +106,13 @@ class Engine:
         if self._in_flight:
             await self._quiet.wait()
         await self._batcher.close()
+        await self._rows.close()
 
     def abort(self) -> None:
         """Fail the requests in flight with ShuttingDown: the time for draining is over."""
         self._draining = True
         self._batcher.abort()
+        self._rows.abort()
 
     async def run(
         self,
@@ -180,9 +185,19 @@ class Engine:
                 step = await asyncio.to_thread(_advance, steps, outputs)
             else:
                 step = _advance(steps, outputs)
-            if not isinstance(step, Call):
+            if isinstance(step, Paint):
+                outputs = await self._paint(model, step, deadline)
+            elif isinstance(step, Call):
+                outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
+            else:
                 return step
-            outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
+
+    async def _paint(self, model: Model, paint: Paint, deadline: float) -> Outputs:
+        assert model.manifest is not None, "a model that is ready has a manifest"
+        ports = model.manifest.graphs[paint.graph]
+        job = self._rows.submit(model.graphs[paint.graph], ports, paint.canvas, deadline)
+        await self._rows.finish(job)
+        return {"levels": job.levels, "log_probability": job.log_probability}
 
     async def _load(self, model: Model, deadline: float) -> None:
         if model.state == "ready":
@@ -205,7 +220,7 @@ class Engine:
         )
 
 
-def _advance(steps: Steps, outputs: Outputs | None) -> Call | Result:
+def _advance(steps: Steps, outputs: Outputs | None) -> Call | Paint | Result:
     """Go on to the next graph call of an operation, or to its result.
 
     StopIteration can't cross from a thread to a coroutine, so it ends here.

@@ -30,22 +30,42 @@ Version = Annotated[str, Field(pattern=VERSION, max_length=40)]
 Size = Annotated[int, Field(ge=1)]
 Margin = Annotated[int, Field(ge=0)]
 
-OPERATIONS = ("sample", "encode", "decode", "reconstruct", "likelihood", "interpolate")
+OPERATIONS = (
+    "sample",
+    "encode",
+    "decode",
+    "reconstruct",
+    "likelihood",
+    "interpolate",
+    "complete",
+)
 """Every operation, in the order in which people meet them."""
 
 # A graph's name is its function: the roles that its inputs may have, and an output that it must.
+_STEP = ({"cache", "condition", "control", "forced", "noise"}, "levels")
 _FUNCTIONS = {
     "decode": ({"latent", "condition", "noise"}, "data"),
     "encode": ({"data"}, "latent"),
-    "log_likelihood": ({"data", "noise"}, "log_likelihood"),
+    "log_likelihood": ({"data", "condition", "noise"}, "log_likelihood"),
+    "row_step": _STEP,
+    "row_step_filtered": _STEP,
 }
-_GRAPHS_OF = {
-    "sample": ("decode",),
-    "decode": ("decode",),
-    "interpolate": ("decode",),
-    "encode": ("encode",),
-    "reconstruct": ("encode", "decode"),
-    "likelihood": ("log_likelihood",),
+
+# The graphs that each operation runs, by the program that runs them.
+_GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "single_pass": {
+        "sample": ("decode",),
+        "decode": ("decode",),
+        "interpolate": ("decode",),
+        "encode": ("encode",),
+        "reconstruct": ("encode", "decode"),
+        "likelihood": ("log_likelihood",),
+    },
+    "raster_rows": {
+        "sample": ("row_step",),
+        "complete": ("row_step",),
+        "likelihood": ("log_likelihood",),
+    },
 }
 
 
@@ -123,6 +143,9 @@ class Condition(_Part):
     kinds: tuple[Literal["class", "class_weights"], ...]
     names: tuple[str, ...]
     prior: tuple[Annotated[float, Field(ge=0)], ...]
+    optional: bool = Field(
+        False, description="weights of zero mean no class, which the model was trained to answer"
+    )
 
     @model_validator(mode="after")
     def _prior_is_a_distribution_over_names(self) -> Self:
@@ -148,12 +171,12 @@ class Control(_Part):
 
 
 class Port(_Part):
-    """An input or output of a graph; the first entry of `shape` is the free batch axis."""
+    """An input or output of a graph; one entry of `shape` is the free batch axis, `batch`."""
 
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "log_likelihood",
+        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -169,14 +192,19 @@ class Port(_Part):
 
     @model_validator(mode="after")
     def _only_the_batch_axis_is_free(self) -> Self:
-        if self.shape[0] != "batch" or "batch" in self.shape[1:]:
-            raise ValueError("shape must start with 'batch' and go on with sizes")
+        if self.shape.count("batch") != 1:
+            raise ValueError("shape must hold 'batch' once and sizes elsewhere")
         return self
+
+    @property
+    def batch_axis(self) -> int:
+        """The axis along which rows lie."""
+        return self.shape.index("batch")
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """The shape of one row."""
-        return tuple(int(size) for size in self.shape[1:])
+        return tuple(size for size in self.shape if size != "batch")
 
 
 class Graph(_Part):
@@ -251,8 +279,8 @@ class Manifest(_Part):
     preprocess: Preprocess
     latent: Latent | None
     condition: Condition | None
-    program: Literal["single_pass"]
-    controls: dict[Literal["temperature", "truncation"], Control]
+    program: Literal["single_pass", "raster_rows"]
+    controls: dict[Literal["temperature", "truncation", "top_k", "top_p", "greedy"], Control]
     operations: dict[str, Operation]
     graphs: dict[str, Graph]
     test_vectors: TestVectors
@@ -263,12 +291,14 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _operations_can_run(self) -> Self:
+        graphs_of = _GRAPHS_OF[self.program]
         for operation in self.operations:
-            if operation not in _GRAPHS_OF:
-                raise ValueError(f"unknown operation '{operation}'; known are {OPERATIONS}")
-            if operation != "likelihood" and self.latent is None:
+            if operation not in graphs_of:
+                known = ", ".join(graphs_of)
+                raise ValueError(f"unknown operation '{operation}'; {self.program} has {known}")
+            if "decode" in graphs_of[operation] and self.latent is None:
                 raise ValueError(f"operation '{operation}' needs a latent")
-            for name in _GRAPHS_OF[operation]:
+            for name in graphs_of[operation]:
                 self._check_function(operation, name)
         return self
 
@@ -292,6 +322,8 @@ class Manifest(_Part):
             "latent_deviation": self.latent.shape if self.latent else None,
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
+            "forced": self.event.shape[1:2],
+            "levels": self.event.shape[1:2],
         }
         for name, graph in self.graphs.items():
             for port in (*graph.inputs, *graph.outputs):

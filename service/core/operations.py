@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from service.core import latents as space
 from service.core import noise
-from service.core.conditions import class_weights
+from service.core.conditions import class_weights, is_given
 from service.core.manifest import Graph, Manifest, Port
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
+    CompleteRequest,
     DecodeRequest,
     EncodeRequest,
     EncodeResult,
@@ -34,6 +35,7 @@ from service.core.requests import (
     Scale,
     check_range,
 )
+from service.core.rows import Canvas
 from service.errors import (
     ControlNotOffered,
     InvalidLatent,
@@ -53,15 +55,26 @@ class Call(NamedTuple):
     inputs: dict[str, Array]
 
 
-Decoding = Generator[Call, Outputs, GenerationResult]
+class Paint(NamedTuple):
+    """A canvas to paint row by row; levels and log_probability come back, [N, H, W]."""
+
+    graph: str
+    canvas: Canvas
+
+
+Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
 Scoring = Generator[Call, Outputs, LikelihoodResult]
 
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents from the prior and decode them."""
+    """Draw latents from the prior and decode them, or paint images row by row."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
+    if manifest.program == "raster_rows":
+        free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
+        return (yield from _painted(manifest, request, free, seed))
+    _refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
     temperature = _control(manifest, "temperature", request.temperature)
     truncation = _control(manifest, "truncation", request.truncation)
     items = np.arange(request.count, dtype=np.uint64)
@@ -70,6 +83,22 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
     weights = class_weights(manifest, request.condition, request.count, seed)
     images = yield from _decoded(manifest, latents, weights, seed, request.scale)
     return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
+
+
+def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
+    """Paint the rest of an image, `count` times, with its known pixels forced.
+
+    The model is a product of conditionals in raster order: a pixel that is known after an unknown
+    one can't influence it. `log_weight` says how well they fit: the log-probability of those late
+    known pixels, by which completions can be ranked.
+    """
+    check_range("count", request.count, 1, limits.count)
+    seed = _seed(request.seed)
+    levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
+    known = _known(manifest, request)
+    forced = np.where(known, levels.astype(np.int64), -1)
+    forced = np.repeat(forced[None], request.count, axis=0)
+    return (yield from _painted(manifest, request, forced, seed))
 
 
 def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decoding:
@@ -158,11 +187,17 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
         stream = _noise(port, seeds, keys, draws)
         return stream.reshape(len(levels) * draws, *port.row_shape)
 
-    values = np.repeat(to_values(manifest, levels), draws, axis=0)
-    outputs = yield Call("log_likelihood", _feed(graph, rows_of_noise, data=values))
-    weights = _output(graph, outputs, "log_likelihood").astype(np.float64).reshape(-1, draws)
+    given = is_given(request.condition)
+    weights = class_weights(manifest, request.condition, len(levels), request.seed)
+    roles = {"data": to_values(manifest, levels), "condition": weights}
+    repeated = {
+        role: None if array is None else np.repeat(array, draws, axis=0)
+        for role, array in roles.items()
+    }
+    outputs = yield Call("log_likelihood", _feed(graph, rows_of_noise, **repeated))
+    scores = _output(graph, outputs, "log_likelihood").astype(np.float64).reshape(-1, draws)
     importance = request.samples is not None and noisy
-    score, error = log_mean_weight(weights) if importance else mean_log_weight(weights)
+    score, error = log_mean_weight(scores) if importance else mean_log_weight(scores)
     return LikelihoodResult(
         log_likelihood=score,
         standard_error=error,
@@ -171,27 +206,28 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
         kind=str(meaning.kind),
         base_measure=str(meaning.base_measure),
         estimator=str(meaning.importance_estimator if importance else meaning.estimator),
-        conditioning=str(meaning.conditioning),
+        conditioning="given" if given else str(meaning.conditioning),
         draws=draws,
         binarisation=request.binarisation,
         seed=request.seed,
     )
 
 
-OPERATIONS: Mapping[str, Callable[..., Generator[Call, Outputs, Result]]] = {
+OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]] = {
     "sample": sample,
     "encode": encode,
     "decode": decode,
     "reconstruct": reconstruct,
     "likelihood": likelihood,
     "interpolate": interpolate,
+    "complete": complete,
 }
 
 
 def work(manifest: Manifest, request: Request) -> int:
     """Return how many rows a request makes arrays for, before anything is checked or made."""
     match request:
-        case SampleRequest():
+        case SampleRequest():  # and CompleteRequest
             return request.count
         case DecodeRequest():
             return len(request.latents)
@@ -278,17 +314,104 @@ def _located(
                 f"{manifest.name} can't encode images, so endpoints must be seeds or latents",
                 operations=sorted(manifest.operations),
             )
-        levels = [_one_image(manifest, points[index], scale, limits) for index in pictures]
+        images = [points[index].image for index in pictures]
+        levels = [_one_image(manifest, image, scale, limits) for image in images]
         latents[pictures], _ = yield from _encoded(manifest, np.concatenate(levels))
     return latents
 
 
 def _one_image(
-    manifest: Manifest, point: Endpoint, scale: Scale, limits: Limits
+    manifest: Manifest, image: Array | bytes | None, scale: Scale, limits: Limits
 ) -> NDArray[np.uint8]:
-    image = point.image
+    """Return the levels of one image, [1, H, W, C]."""
     images = [image] if isinstance(image, bytes) else np.asarray(image)[None]
     return read_images(manifest, images, scale, limits)
+
+
+def _painted(
+    manifest: Manifest, request: SampleRequest, forced: NDArray[np.int64], seed: int
+) -> Decoding:
+    """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free."""
+    _refuse_controls(manifest, request, ("truncation",))
+    controls = _row_controls(manifest, request)
+    graph = "row_step_filtered" if len(controls) > 1 else "row_step"
+    weights = class_weights(manifest, request.condition, len(forced), seed)
+    canvas = Canvas(
+        uniforms=_pixel_noise(manifest.graphs[graph], seed, forced.shape),
+        forced=forced,
+        class_weights=weights,
+        controls={name: np.full(len(forced), value) for name, value in controls.items()},
+    )
+    outputs = yield Paint(graph, canvas)
+    log_probability = outputs["log_probability"].astype(np.float64)
+    late = _late_known(forced)
+    levels = outputs["levels"][:, :, :, None]
+    return GenerationResult(
+        images=levels
+        if request.scale == "levels"
+        else levels / np.float32(manifest.event.levels - 1),
+        latents=None,
+        class_weights=weights,
+        seed=seed,
+        log_likelihood=log_probability.sum(axis=(1, 2)),
+        log_weight=(log_probability * late).sum(axis=(1, 2)),
+        late_known_pixels=int(late[0].sum()),
+    )
+
+
+def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel."""
+    port = graph.input("noise")
+    assert port is not None, "a row step draws its pixels by noise"
+    count, height, width = shape
+    items = np.arange(count, dtype=np.uint64)
+    uniforms = noise.uniform(
+        np.full(count, seed, np.uint64), str(port.purpose), items, height * width
+    )
+    return _below_one(uniforms).reshape(count, height, width)
+
+
+def _late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where a known pixel comes after an unknown one in raster order, [N, H, W]."""
+    flat = forced.reshape(len(forced), -1)
+    after_unknown = np.cumsum(flat < 0, axis=1) > 0
+    late: NDArray[np.bool_] = (after_unknown & (flat >= 0)).reshape(forced.shape)
+    return late
+
+
+def _known(manifest: Manifest, request: CompleteRequest) -> NDArray[np.bool_]:
+    """Return which pixels are known, [H, W]."""
+    height, width, _ = manifest.event.shape
+    if (request.prefix_rows is None) == (request.known is None):
+        raise InvalidRequest("give exactly one of prefix_rows and known")
+    if request.prefix_rows is not None:
+        check_range("prefix_rows", request.prefix_rows, 0, height)
+        return np.repeat(np.arange(height)[:, None] < request.prefix_rows, width, axis=1)
+    known = np.asarray(request.known)
+    if known.shape != (height, width) or known.dtype != np.bool_:
+        raise InvalidRequest(
+            f"known has shape {list(known.shape)} of {known.dtype}; "
+            f"{manifest.name} takes booleans of [{height}, {width}], true where the pixel is known"
+        )
+    return known
+
+
+def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
+    """Return the controls of a row step by port: temperature, and top_k and top_p if asked for.
+
+    Greedy is temperature 0, which a request can't ask for by number.
+    """
+    temperature = _control(manifest, "temperature", request.temperature)
+    greedy = _control(manifest, "greedy", request.greedy)
+    if greedy and request.temperature is not None:
+        raise InvalidRequest("greedy takes the most likely level: leave out temperature")
+    controls = {"temperature": 0.0 if greedy else 1.0 if temperature is None else temperature}
+    top_k = _control(manifest, "top_k", request.top_k)
+    top_p = _control(manifest, "top_p", request.top_p)
+    if top_k is not None or top_p is not None:
+        controls["top_k"] = manifest.event.levels if top_k is None else top_k
+        controls["top_p"] = 1.0 if top_p is None else top_p
+    return controls
 
 
 def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoint], int]:
@@ -332,7 +455,11 @@ def _noise(
     uniforms = noise.uniform(seeds, str(port.purpose), items, size)
     if port.distribution == "normal":
         return noise.normal(uniforms).astype(np.float32)
-    # In float32 a uniform next to 1 would round to 1, which the scheme promises never to draw.
+    return _below_one(uniforms)
+
+
+def _below_one(uniforms: Floats) -> NDArray[np.float32]:
+    """Round to float32, but never to 1, which the scheme promises not to draw."""
     return np.minimum(uniforms.astype(np.float32), np.float32(1.0 - 2.0**-24))
 
 
@@ -361,6 +488,12 @@ def _control(manifest: Manifest, name: str, value: float | None) -> float | None
         return default
     check_range(name, value, control.minimum, control.maximum)
     return value
+
+
+def _refuse_controls(manifest: Manifest, request: SampleRequest, names: Sequence[str]) -> None:
+    """Refuse controls that mean nothing to the model's program, with those that it has."""
+    for name in names:
+        _control(manifest, name, getattr(request, name))
 
 
 def _check_latents(manifest: Manifest, latents: Array) -> Array:

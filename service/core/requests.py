@@ -50,6 +50,9 @@ class SampleRequest:
     condition: ConditionRequest = ConditionRequest()
     temperature: float | None = None
     truncation: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    greedy: bool | None = None
     scale: Scale = "levels"
 
 
@@ -87,6 +90,18 @@ class ReconstructRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompleteRequest(SampleRequest):
+    """Draw the rest of one image, `count` times: its first rows or any other pixels are known.
+
+    Completion i has the noise of sample i, so the first rows of a sample are completed to it.
+    """
+
+    image: Array | bytes  # levels [H, W, C] or a PNG; what it holds at unknown pixels is ignored
+    prefix_rows: int | None = None  # how many of its first rows are known
+    known: Array | None = None  # bool [H, W], true where it is known
+
+
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodRequest:
     """Score images. `samples` asks for the importance-weighted bound with that many draws."""
 
@@ -94,6 +109,7 @@ class LikelihoodRequest:
     binarisation: BinarisationRule | None = None
     samples: int | None = None
     seed: int = 0
+    condition: ConditionRequest = ConditionRequest()
     scale: Scale = "levels"
 
 
@@ -132,18 +148,22 @@ Request = (
     | DecodeRequest
     | ReconstructRequest
     | LikelihoodRequest
+    | CompleteRequest
     | InterpolateRequest
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """Images with the latents and class weights that they were decoded from."""
+    """Images with what they were made from, where there is such a thing."""
 
     images: Array  # uint8 or float32 [N, H, W, C]
-    latents: Array  # float32 [N, D]
+    latents: Array | None  # float32 [N, D]
     class_weights: Array | None  # float32 [N, K]
     seed: int  # of whatever was drawn
+    log_likelihood: Array | None = None  # float64 [N], nats, of images that were drawn exactly
+    log_weight: Array | None = None  # float64 [N], of known pixels after the first unknown one
+    late_known_pixels: int = 0  # known pixels after an unknown one: they influenced none before
     columns: int | None = None  # of the picture that shows them all; None for about a square
 
     @property

@@ -1,0 +1,357 @@
+"""The row scheduler: images painted row by row, many requests sharing every step.
+
+A raster model draws one row of pixels a call, from caches that the row above left behind (van den
+Oord et al. 2016; Ramachandran et al. 2017, arXiv:1704.06001). Nothing in a call depends on where an
+image stands, so images at different rows share it: an image joins a lane between two rows, with
+caches of zeros, and leaves it when its last row is done or nobody waits for it any more.
+
+`share_slots` decides who joins, in pure code; `RowScheduler` acts on it.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core.batcher import LoadedGraph
+from service.core.manifest import Graph
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from service.metrics import Metrics
+
+Array = NDArray[Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What to paint: arrays for N images of H rows of W pixels, known before the first row."""
+
+    uniforms: NDArray[np.float32]  # [N, H, W], strictly inside (0, 1)
+    forced: NDArray[np.int64]  # [N, H, W], the level of a known pixel, -1 where it is free
+    class_weights: NDArray[np.float32] | None  # [N, K]
+    controls: dict[str, Array]  # by name of the port, [N]
+
+    def __len__(self) -> int:
+        return len(self.uniforms)
+
+
+@dataclass(eq=False)
+class PaintJob:
+    """One request: its canvas, and what has been painted so far.
+
+    Whoever streams it waits for `changed`, clears it, and reads up to `rows_done`.
+    """
+
+    canvas: Canvas
+    deadline: float  # on the scheduler's clock, seconds
+    future: asyncio.Future[None]
+    submitted: float
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    joined: int = 0  # images that have got a slot; the next one to join
+    finished: int = 0
+
+    def __post_init__(self) -> None:
+        count, height, width = self.canvas.uniforms.shape
+        self.levels = np.zeros((count, height, width), np.uint8)
+        self.log_probability = np.zeros((count, height, width), np.float32)  # nats, temperature 1
+        self.rows_done = np.zeros(count, np.int64)
+
+    @property
+    def waiting(self) -> int:
+        """Images without a slot."""
+        return 0 if self.future.done() else len(self.canvas) - self.joined
+
+
+@dataclass(eq=False)
+class Slot:
+    """An image in a lane; its next row is `job.rows_done[image]`."""
+
+    job: PaintJob
+    image: int
+
+
+def share_slots(waiting: Sequence[tuple[int, int]], room: int, bulk_limit: int) -> list[int]:
+    """Return how many images of each waiting job get one of `room` slots of a lane now.
+
+    `waiting` holds, for each job in order of arrival, its images without a slot and those that it
+    has in this lane already. Jobs take turns, an image each, and none gets more than `bulk_limit`
+    slots of a lane, so that bulk work leaves room for others.
+    """
+    joining = [0] * len(waiting)
+    while room:
+        before = room
+        for index, (images, held) in enumerate(waiting):
+            if room and joining[index] < images and held + joining[index] < bulk_limit:
+                joining[index] += 1
+                room -= 1
+        if room == before:
+            break
+    return joining
+
+
+class Lane:
+    """Images that share every step of one graph, with their caches."""
+
+    def __init__(self, graph: LoadedGraph, ports: Graph) -> None:
+        self.slots: list[Slot] = []
+        self.running = False
+        self._session = graph.session
+        self._ports = ports
+        self._caches = {
+            port.name: np.zeros(_with_batch(port.row_shape, port.batch_axis, 0), np.float32)
+            for port in ports.inputs
+            if port.role == "cache"
+        }
+
+    def leave(self, now: float) -> int:
+        """Drop slots that are painted, failed, cancelled or late; return how many."""
+        keep = [index for index, slot in enumerate(self.slots) if not _is_over(slot, now)]
+        gone = len(self.slots) - len(keep)
+        if gone:
+            self.slots = [self.slots[index] for index in keep]
+            for name, axis in self._cache_axes():
+                self._caches[name] = self._caches[name].take(keep, axis)
+        return gone
+
+    def join(self, slots: Sequence[Slot]) -> None:
+        """Add images at their first row: zeros are what lies above it."""
+        self.slots.extend(slots)
+        for name, axis in self._cache_axes():
+            cache = self._caches[name]
+            shape = (*cache.shape[:axis], len(slots), *cache.shape[axis + 1 :])
+            self._caches[name] = np.concatenate([cache, np.zeros(shape, np.float32)], axis)
+
+    def step(self) -> tuple[Array, Array]:
+        """Paint one row of every slot; return levels and log-probabilities, [W, B].
+
+        Runs on a worker's thread. The lane must not change meanwhile.
+        """
+        outputs = self._session.run(self._inputs())
+        for name in self._caches:
+            self._caches[name] = outputs[f"next_{name}"]
+        levels = self._ports.output("levels")
+        likelihood = self._ports.output("log_likelihood_map")
+        assert levels and likelihood, "the manifest was checked for both"
+        return outputs[levels.name], outputs[likelihood.name]
+
+    def _cache_axes(self) -> list[tuple[str, int]]:
+        return [(port.name, port.batch_axis) for port in self._ports.inputs if port.role == "cache"]
+
+    def _inputs(self) -> dict[str, Array]:
+        inputs: dict[str, Array] = dict(self._caches)
+        for port in self._ports.inputs:
+            if port.role != "cache":
+                rows = [_row(slot, port.role, port.name) for slot in self.slots]
+                inputs[port.name] = np.stack(rows, axis=port.batch_axis).astype(port.dtype)
+        return inputs
+
+
+class RowScheduler:
+    """Paints canvases in lanes, one lane a worker for each graph.
+
+    Everything but `Lane.step` happens on the event loop, so there are no locks.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        slots: int,
+        bulk_limit: int,
+        maximum_waiting_images: int,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="painter")
+        self._workers = workers
+        self._slots = slots
+        self._bulk_limit = bulk_limit
+        self._maximum_waiting_images = maximum_waiting_images
+        self._metrics = metrics
+        self._clock = clock
+        self._waiting: dict[LoadedGraph, deque[PaintJob]] = {}
+        self._lanes: dict[LoadedGraph, list[Lane]] = {}
+        self._jobs: set[PaintJob] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def submit(self, graph: LoadedGraph, ports: Graph, canvas: Canvas, deadline: float) -> PaintJob:
+        """Queue a canvas and return its job, whose future ends with its last row.
+
+        `deadline` is in seconds on the scheduler's clock. Raises QueueFull, DeadlineExceeded or
+        ShuttingDown. Cancelling the future frees the slots before the next row.
+        """
+        self._check_room(len(canvas), deadline)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        job = PaintJob(canvas, deadline, future, self._clock())
+        self._jobs.add(job)
+        future.add_done_callback(lambda _: self._end(job))
+        self._waiting.setdefault(graph, deque()).append(job)
+        if graph not in self._lanes:
+            self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
+        for lane in self._lanes[graph]:
+            if not lane.running:
+                self._start(graph, lane)
+        return job
+
+    async def finish(self, job: PaintJob) -> None:
+        """Wait for the last row; raises DeadlineExceeded, ShuttingDown or InferenceFailed."""
+        try:
+            async with asyncio.timeout(job.deadline - self._clock()):
+                await job.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the last row was painted") from None
+
+    def abort(self) -> None:
+        """Fail whatever is waiting or being painted with ShuttingDown."""
+        self._closing = True
+        for job in list(self._jobs):
+            if not job.future.done():
+                job.future.set_exception(ShuttingDown("the server stopped before it was painted"))
+
+    async def close(self) -> None:
+        """Refuse new work, paint what was accepted, and stop the workers."""
+        self._closing = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._pool.shutdown()
+
+    def _check_room(self, images: int, deadline: float) -> None:
+        if self._closing:
+            raise ShuttingDown("the server is shutting down; send the request to another replica")
+        if deadline <= self._clock():
+            raise DeadlineExceeded("the deadline had passed before there was anything to paint")
+        waiting = sum(job.waiting for job in self._jobs)
+        if waiting and waiting + images > self._maximum_waiting_images:
+            raise QueueFull(
+                f"{waiting} images wait to be painted and the limit is "
+                f"{self._maximum_waiting_images}; try again in a second",
+                retry_after_seconds=1.0,
+            )
+
+    def _end(self, job: PaintJob) -> None:
+        self._jobs.discard(job)
+        job.changed.set()  # whoever streams it must not wait for ever
+
+    def _start(self, graph: LoadedGraph, lane: Lane) -> None:
+        lane.running = True
+        task = asyncio.get_running_loop().create_task(self._paint(graph, lane))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _paint(self, graph: LoadedGraph, lane: Lane) -> None:
+        """Paint rows in a lane until nothing is left to paint."""
+        try:
+            while self._turn_over(graph, lane):
+                await self._paint_row(graph, lane)
+        finally:
+            lane.running = False
+            lane.slots.clear()
+            self._count_slots(graph)
+
+    def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
+        """Between two rows: let images leave and join; return whether any are there."""
+        lane.leave(self._clock())
+        jobs = self._waiting[graph]
+        while jobs and not jobs[0].waiting:
+            jobs.popleft()
+        if jobs and len(lane.slots) < self._slots:
+            lane.join(self._joining(graph, lane, list(jobs)))
+        self._count_slots(graph)
+        return bool(lane.slots)
+
+    def _joining(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> list[Slot]:
+        held = [sum(slot.job is job for slot in lane.slots) for job in jobs]
+        waiting = [(job.waiting, count) for job, count in zip(jobs, held, strict=True)]
+        shares = share_slots(waiting, self._room(graph, lane, jobs), self._bulk_limit)
+        slots = []
+        for job, share in zip(jobs, shares, strict=True):
+            slots += [Slot(job, job.joined + index) for index in range(share)]
+            job.joined += share
+        return slots
+
+    def _room(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> int:
+        """Return the lane's share of all images, waiting or painted, less what it holds."""
+        images = sum(job.waiting for job in jobs)
+        images += sum(len(other.slots) for other in self._lanes[graph])
+        share = min(self._slots, math.ceil(images / self._workers))
+        return max(0, share - len(lane.slots))
+
+    async def _paint_row(self, graph: LoadedGraph, lane: Lane) -> None:
+        started = self._clock()
+        try:
+            loop = asyncio.get_running_loop()
+            levels, log_probability = await loop.run_in_executor(self._pool, lane.step)
+        except Exception:  # whatever a runtime raises must not end the lane
+            log.exception("painting a row failed")
+            for slot in lane.slots:
+                _fail(slot.job)
+            return
+        seconds = self._clock() - started
+        self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+        self._metrics.rows.labels(graph.model).inc(len(lane.slots))
+        for index, slot in enumerate(lane.slots):
+            _keep_row(slot, levels[:, index], log_probability[:, index])
+            if slot.job.rows_done[slot.image] == 1 and slot.image == 0:
+                first = self._clock() - slot.job.submitted
+                self._metrics.first_row_seconds.labels(graph.model).observe(first)
+
+    def _count_slots(self, graph: LoadedGraph) -> None:
+        busy = sum(len(lane.slots) for lane in self._lanes[graph])
+        self._metrics.busy_slots.labels(graph.model, graph.name).set(busy)
+
+
+def _is_over(slot: Slot, now: float) -> bool:
+    job = slot.job
+    return job.future.done() or job.deadline <= now or job.rows_done[slot.image] == _height(job)
+
+
+def _height(job: PaintJob) -> int:
+    return job.levels.shape[1]
+
+
+def _keep_row(slot: Slot, levels: Array, log_probability: Array) -> None:
+    """Write a row [W] into the job, and answer the job when it was its last."""
+    job, image = slot.job, slot.image
+    row = job.rows_done[image]
+    job.levels[image, row] = levels
+    job.log_probability[image, row] = log_probability
+    job.rows_done[image] = row + 1
+    job.changed.set()
+    if row + 1 == _height(job):
+        job.finished += 1
+        if job.finished == len(job.canvas) and not job.future.done():
+            job.future.set_result(None)
+
+
+def _fail(job: PaintJob) -> None:
+    if not job.future.done():
+        job.future.set_exception(
+            InferenceFailed("running the model failed; the server's log says why")
+        )
+
+
+def _row(slot: Slot, role: str, name: str) -> Array:
+    """Return what a port of a role gets for the next row of a slot."""
+    canvas, row = slot.job.canvas, slot.job.rows_done[slot.image]
+    if role == "condition":
+        assert canvas.class_weights is not None, "the manifest describes the condition"
+        arrays: Array = canvas.class_weights
+    elif role == "control":
+        arrays = canvas.controls[name]
+    else:
+        arrays = (canvas.uniforms if role == "noise" else canvas.forced)[:, row]
+    return np.asarray(arrays[slot.image])
+
+
+def _with_batch(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis:])

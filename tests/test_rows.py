@@ -1,0 +1,288 @@
+"""The row scheduler's promises, over a small raster model in numpy and without sleeps."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.batcher import LoadedGraph
+from service.core.manifest import Graph, Port
+from service.core.rows import Canvas, PaintJob, RowScheduler, share_slots
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
+from service.metrics import Metrics
+
+HEIGHT, WIDTH, LEVELS = 5, 4, 7
+
+
+def port(name: str, role: str, *shape: object, **more: str) -> Port:
+    return Port(name=name, role=role, dtype="float32", shape=shape, **more)
+
+
+PORTS = Graph(
+    file="row_step.onnx",
+    inputs=(
+        port("above", "cache", WIDTH, "batch", 1),
+        port("temperature", "control", "batch"),
+        port("forced", "forced", WIDTH, "batch"),
+        port("uniform", "noise", WIDTH, "batch", distribution="uniform", purpose="pixels"),
+    ),
+    outputs=(
+        port("levels", "levels", WIDTH, "batch"),
+        port("log_probability", "log_likelihood_map", WIDTH, "batch"),
+        port("next_above", "cache", WIDTH, "batch", 1),
+    ),
+)
+
+
+class Weaver:
+    """A raster model: a pixel follows from those above and to the left, and from its noise."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Event()
+        self.broken = False
+
+    def run(self, inputs):
+        above, uniform = inputs["above"][:, :, 0], inputs["uniform"]
+        self.batches.append(uniform.shape[1])
+        self.started.set()
+        self.gate.wait()
+        if self.broken:
+            raise RuntimeError("the loom is broken")
+        left, levels = np.zeros(uniform.shape[1]), []
+        for column in range(WIDTH):
+            drawn = np.floor(above[column] * 3 + left * 5 + uniform[column] * LEVELS) % LEVELS
+            forced = inputs["forced"][column]
+            left = np.where(forced >= 0, forced, drawn)
+            levels.append(left)
+        row = np.stack(levels).astype(np.float32)
+        return {
+            "levels": row,
+            "log_probability": -row / LEVELS * inputs["temperature"],
+            "next_above": row[:, :, None],
+        }
+
+
+def canvas(count: int, seed: int) -> Canvas:
+    generator = np.random.default_rng(seed)
+    forced = generator.integers(-8, LEVELS, (count, HEIGHT, WIDTH))
+    return Canvas(
+        uniforms=generator.random((count, HEIGHT, WIDTH), np.float32),
+        forced=np.maximum(forced, -1),
+        class_weights=None,
+        controls={"temperature": np.linspace(0.5, 1.5, count)},
+    )
+
+
+def solo(painted: Canvas) -> tuple[np.ndarray, np.ndarray]:
+    """Paint each image alone, row by row, by the model itself."""
+    model, levels, likelihood = Weaver(), [], []
+    for image in range(len(painted)):
+        above = np.zeros((WIDTH, 1, 1), np.float32)
+        rows = []
+        for row in range(HEIGHT):
+            inputs = {
+                "above": above,
+                "temperature": painted.controls["temperature"][[image]].astype(np.float32),
+                "forced": painted.forced[image, row][:, None].astype(np.float32),
+                "uniform": painted.uniforms[image, row][:, None],
+            }
+            outputs = model.run(inputs)
+            above = outputs["next_above"]
+            rows.append((outputs["levels"][:, 0], outputs["log_probability"][:, 0]))
+        levels.append([row for row, _ in rows])
+        likelihood.append([row for _, row in rows])
+    return np.array(levels), np.array(likelihood)
+
+
+def soon() -> float:
+    return time.monotonic() + 30.0
+
+
+@pytest.fixture
+def model() -> Weaver:
+    return Weaver()
+
+
+@pytest.fixture
+def graph(model: Weaver) -> LoadedGraph:
+    return LoadedGraph("toy", "1", "row_step", model)
+
+
+@pytest.fixture
+async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., RowScheduler]]:
+    made: list[RowScheduler] = []
+
+    def make_scheduler(workers: int = 1, slots: int = 4, bulk: int = 3, waiting: int = 100):
+        made.append(
+            RowScheduler(
+                workers=workers,
+                slots=slots,
+                bulk_limit=bulk,
+                maximum_waiting_images=waiting,
+                metrics=metrics,
+            )
+        )
+        return made[-1]
+
+    yield make_scheduler
+    model.gate.set()
+    for scheduler in made:
+        await scheduler.close()
+
+
+async def hold(scheduler: RowScheduler, graph: LoadedGraph, model: Weaver, count: int) -> PaintJob:
+    """Start a job and stop the model in its first row."""
+    model.gate.clear()
+    job = scheduler.submit(graph, PORTS, canvas(count, 99), soon())
+    await asyncio.to_thread(model.started.wait)
+    return job
+
+
+async def test_an_image_is_painted_to_its_last_row(make, graph, model) -> None:
+    scheduler, wanted = make(), canvas(1, 0)
+    job = scheduler.submit(graph, PORTS, wanted, soon())
+    await scheduler.finish(job)
+    levels, likelihood = solo(wanted)
+    assert np.array_equal(job.levels, levels)
+    assert np.array_equal(job.log_probability, likelihood)
+    assert model.batches == [1] * HEIGHT, "a lone image pays for no empty slot"
+
+
+async def test_images_that_join_and_leave_at_random_are_those_of_a_solo_run(make, graph) -> None:
+    scheduler = make(workers=2, waiting=10_000)
+    generator = np.random.default_rng(5)
+    jobs: list[tuple[Canvas, PaintJob]] = []
+    for seed in range(200):
+        wanted = canvas(int(generator.integers(1, 5)), seed)
+        jobs.append((wanted, scheduler.submit(graph, PORTS, wanted, soon())))
+        for _ in range(int(generator.integers(0, 6))):
+            await asyncio.sleep(0)
+        if generator.random() < 0.3:
+            jobs.pop(int(generator.integers(len(jobs))))[1].future.cancel()
+    for wanted, job in jobs:
+        await scheduler.finish(job)
+        levels, likelihood = solo(wanted)
+        assert np.array_equal(job.levels, levels)
+        assert np.array_equal(job.log_probability, likelihood)
+
+
+async def test_a_newcomer_joins_between_two_rows(make, graph, model) -> None:
+    scheduler = make()
+    first = await hold(scheduler, graph, model, 1)
+    second = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
+    model.gate.set()
+    await scheduler.finish(first)
+    await scheduler.finish(second)
+    assert model.batches == [1, 2, 2, 2, 2, 1]
+
+
+async def test_bulk_work_leaves_slots_to_others(make, graph, model) -> None:
+    scheduler = make(slots=4, bulk=3)
+    bulk = await hold(scheduler, graph, model, 20)
+    small = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
+    model.gate.set()
+    await scheduler.finish(small)
+    assert model.batches[:2] == [3, 4]
+    assert bulk.finished < 6, "the small request did not wait for the bulk"
+    await scheduler.finish(bulk)
+
+
+async def test_one_request_is_shared_over_all_workers(make, graph, model) -> None:
+    scheduler = make(workers=2)
+    await scheduler.finish(scheduler.submit(graph, PORTS, canvas(4, 1), soon()))
+    assert model.batches == [2] * 2 * HEIGHT
+
+
+async def test_cancelling_frees_the_slot_before_the_next_row(make, graph, model) -> None:
+    scheduler = make(slots=1, bulk=1)
+    leaver = await hold(scheduler, graph, model, 1)
+    stayer = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
+    leaver.future.cancel()
+    model.gate.set()
+    await scheduler.finish(stayer)
+    assert len(model.batches) == 1 + HEIGHT
+
+
+async def test_a_deadline_ends_the_painting(make, graph, model) -> None:
+    scheduler = make()
+    await hold(scheduler, graph, model, 1)
+    late = scheduler.submit(graph, PORTS, canvas(1, 1), time.monotonic() + 0.01)
+    with pytest.raises(DeadlineExceeded):
+        await scheduler.finish(late)
+    with pytest.raises(DeadlineExceeded):
+        scheduler.submit(graph, PORTS, canvas(1, 1), time.monotonic() - 1.0)
+
+
+async def test_a_full_queue_refuses(make, graph, model) -> None:
+    scheduler = make(slots=1, bulk=1, waiting=2)
+    await hold(scheduler, graph, model, 1)
+    scheduler.submit(graph, PORTS, canvas(2, 1), soon())
+    with pytest.raises(QueueFull):
+        scheduler.submit(graph, PORTS, canvas(1, 2), soon())
+
+
+async def test_a_failing_model_fails_its_jobs_and_later_ones_run(make, graph, model) -> None:
+    scheduler = make()
+    model.broken = True
+    with pytest.raises(InferenceFailed):
+        await scheduler.finish(scheduler.submit(graph, PORTS, canvas(2, 1), soon()))
+    model.broken = False
+    wanted = canvas(2, 1)
+    job = scheduler.submit(graph, PORTS, wanted, soon())
+    await scheduler.finish(job)
+    assert np.array_equal(job.levels, solo(wanted)[0])
+
+
+async def test_closing_paints_what_was_accepted(make, graph, model) -> None:
+    scheduler = make(slots=1, bulk=1)
+    first = await hold(scheduler, graph, model, 1)
+    second = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
+    closing = asyncio.create_task(scheduler.close())
+    await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        scheduler.submit(graph, PORTS, canvas(1, 2), soon())
+    model.gate.set()
+    await scheduler.finish(first)
+    await scheduler.finish(second)
+    await closing
+
+
+async def test_aborting_answers_whoever_waits(make, graph, model) -> None:
+    scheduler = make(slots=1, bulk=1)
+    jobs = [await hold(scheduler, graph, model, 1)]
+    jobs.append(scheduler.submit(graph, PORTS, canvas(1, 1), soon()))
+    scheduler.abort()
+    for job in jobs:
+        with pytest.raises(ShuttingDown):
+            await scheduler.finish(job)
+
+
+@given(
+    waiting=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 16)), max_size=8),
+    room=st.integers(0, 16),
+    bulk=st.integers(1, 16),
+)
+def test_slots_are_shared_fairly_and_within_bounds(
+    waiting: list[tuple[int, int]], room: int, bulk: int
+) -> None:
+    shares = share_slots(waiting, room, bulk)
+    assert sum(shares) <= room
+    for share, (images, held) in zip(shares, waiting, strict=True):
+        assert 0 <= share <= images
+        assert share == 0 or held + share <= bulk
+    hungry = [
+        share
+        for share, (images, held) in zip(shares, waiting, strict=True)
+        if share < images and held + share < bulk
+    ]
+    if hungry:
+        assert sum(shares) == room, "a slot stays empty only where nobody may take it"
+        assert max(shares) - min(hungry) <= 1, "jobs take turns"

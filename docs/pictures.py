@@ -16,7 +16,8 @@ from PIL import Image
 
 URL = "http://127.0.0.1:8000"
 DOCS = Path(__file__).parent
-MODELS = ("mnist-dcgan", "mnist-vae", "mnist-vae-2d", "mnist-realnvp")
+MODELS = ("mnist-dcgan", "mnist-vae", "mnist-vae-2d", "mnist-realnvp", "mnist-pixelcnn")
+UNPAINTED = 48  # the grey of pixels that are not there yet
 SCALE = 2  # pictures are drawn with pixels this large
 
 START, END = "<!-- figures -->", "<!-- end of figures -->"
@@ -28,6 +29,10 @@ def main() -> None:
     for model in ("mnist-vae", "mnist-realnvp"):
         save(f"samples-{model}", ask("sample", model=model, count=40, seed=1), columns=10)
     save("interpolation", paths(), columns=12)
+    pixelcnn = {"model": "mnist-pixelcnn", "seed": 1}
+    save("samples-mnist-pixelcnn", ask("sample", **pixelcnn, **by_class(4)), columns=10)
+    save("growing", growing(ask("sample", **pixelcnn, class_label=8)[0]), columns=8)
+    save("completions", completions(), columns=9)
     save("manifold", ask("decode", model="mnist-vae-2d", latents=plane(16)), columns=16)
     write_figures()
 
@@ -48,6 +53,23 @@ def paths() -> NDArray[np.uint8]:
         ask("interpolate", model="mnist-realnvp", start=start, end=end, steps=12),
     ]
     return np.concatenate(three)
+
+
+def growing(digit: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a digit [H, W, 1] after every fourth row, [8, H, W, 1]."""
+    stages = np.full((8, *digit.shape), UNPAINTED, np.uint8)
+    for index, stage in enumerate(stages):
+        stage[: 4 * index] = digit[: 4 * index]
+    return stages
+
+
+def completions() -> NDArray[np.uint8]:
+    """Return the upper half of a digit, and eight ways to go on from it, [9, H, W, 1]."""
+    digit = ask("sample", model="mnist-dcgan", class_label=9, seed=5)[0]
+    half = {"image": digit.tolist(), "prefix_rows": 14}
+    ways = ask("complete", model="mnist-pixelcnn", count=8, seed=3, **half)
+    digit[14:] = UNPAINTED
+    return np.concatenate([digit[None], ways])
 
 
 def plane(side: int) -> list[list[float]]:

@@ -25,7 +25,7 @@ class Settings(BaseSettings):
         Path("artifacts"), description="folder of artifacts, <name>/<version>/manifest.json"
     )
     default_models: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("mnist-dcgan", "mnist-realnvp", "mnist-vae", "mnist-vae-2d"),
+        ("mnist-dcgan", "mnist-realnvp", "mnist-vae", "mnist-vae-2d", "mnist-pixelcnn"),
         description="models loaded at the start, comma-separated; the first that offers an "
         "operation serves requests that name no model",
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -330,11 +331,12 @@ def test_filters_agree_with_sorting_by_hand(values: list[float], top_k: int, top
 
 def test_its_row_steps_are_exported_and_proved_like_any_graph(tmp_path: Path) -> None:
     model = build(**CONFIGURATIONS["8-bit"])
+    card = model.card()
     folder = export_artifact(
         tmp_path,
         name="tiny",
         version="1",
-        card=model.card(),
+        card=replace(card, operations={**card.operations, "sample": {}}),
         graphs=model.graphs(),
         licence="Apache-2.0",
     )

@@ -161,8 +161,7 @@ def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -
         return stream.reshape(len(levels) * draws, *port.row_shape)
 
     values = np.repeat(to_values(manifest, levels), draws, axis=0)
-    weights_of_none = None if manifest.condition is None else _no_class(manifest, len(values))
-    inputs = _feed(graph, rows_of_noise, data=values, condition=weights_of_none)
+    inputs = _feed(graph, rows_of_noise, data=values, condition=_no_class(manifest, len(values)))
     outputs = yield Call("log_likelihood", inputs)
     weights = _output(graph, outputs, "log_likelihood").astype(np.float64).reshape(-1, draws)
     importance = request.samples is not None and noisy
@@ -314,8 +313,8 @@ def _noise(
 
 def _no_class(manifest: Manifest, rows: int) -> Array:
     """Return class weights of zero, which ask a model trained with label dropout for plain p(x)."""
-    assert manifest.condition is not None
-    return np.zeros((rows, len(manifest.condition.names)), np.float32)
+    classes = len(manifest.condition.names) if manifest.condition else 0
+    return np.zeros((rows, classes), np.float32)
 
 
 def _no_noise(port: Port) -> Array:

@@ -73,12 +73,13 @@ def build_row_step(step: RowStep, opset: int, ir_version: int) -> onnx.ModelProt
     weights: dict[str, Array] = {}
     write = _Nodes("row_", weights)
     coming, next_activations = _look_up(write, step)
-    levels, logits, values = _scan_columns(write, step, coming)
-    chosen = write("GatherElements", write("LogSoftmax", logits, axis=2), levels, axis=2)
-    last_axis = write.integers(2)
-    write.name(write("Squeeze", levels, last_axis), "levels")
-    write.name(write("Squeeze", chosen, last_axis), "log_probability")
-    write.name(_move_up(write, step, values), "next_rows_above")
+    levels, logits, features = _scan_columns(write, step, coming)
+    last = write.integers(-1)
+    every = write("LogSoftmax", logits, axis=2)
+    chosen = write("GatherElements", every, write("Unsqueeze", levels, last), axis=2)
+    write.name(levels, "levels")
+    write.name(write("Squeeze", chosen, last), "log_probability")
+    write.name(_move_on(write, step, "rows_above", features, axis=2), "next_rows_above")
     write.name(next_activations, "next_activations")
     graph = helper.make_graph(
         write.nodes,
@@ -104,16 +105,16 @@ def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
     shifts_up, shifts_left = _class_shifts(write, step)
     last = len(step.layers) - 1
     cached = write.several(last, "Split", "activations", axis=0, num_outputs=last)
-    window = _first_window(write, step)
-    coming, kept = [], []
+    rows, coming, kept = "rows_above", [], []
     for index in range(len(step.layers)):
-        above = _convolve(write, step, index, window)  # [W, B, 2C]
+        above = _convolve(write, step, index, rows)  # [W, B, 2C]
         above = write("Add", above, shifts_up[index])
         coming += _across(write, step, index, above, shifts_left[index])
         if index < last:
             activation = _gate_row(write, above)
             kept.append(write("Unsqueeze", activation, write.integers(0)))
-            window = _later_window(write, step, cached[index], activation)
+            row_before = write("Squeeze", cached[index], write.integers(0))
+            rows = write("Concat", row_before, activation, axis=2)  # [W, B, 2C]
     return coming, write("Concat", *kept, axis=0)
 
 
@@ -128,32 +129,25 @@ def _class_shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
     return pieces[:count], pieces[count:]
 
 
-def _first_window(write: _Nodes, step: RowStep) -> str:
-    """Return the pixels that the first kernel sees, [(2 * reach + 1) * reach, W * B]."""
-    reach = step.reach
-    padded = write("Pad", "rows_above", write.integers(0, reach, 0, 0, reach, 0))
-    views = [write.slice(padded, at, at + step.width, axis=1) for at in range(2 * reach + 1)]
-    return write.reshape(write("Concat", *views, axis=0), (2 * reach + 1) * reach, -1)
+def _window(write: _Nodes, step: RowStep, rows: str, index: int) -> str:
+    """Return what a vertical kernel sees of `rows`, [W, B, *], as [W * B, columns * rows]."""
+    columns = step.layers[index].vertical.kernel_size[1]
+    side = columns // 2
+    padded = write("Pad", rows, write.integers(side, 0, 0, side, 0, 0))
+    views = [write.slice(padded, at, at + step.width, axis=0) for at in range(columns)]
+    taps = step.layers[index].vertical.weight[0].numel()
+    return write.reshape(write("Concat", *views, axis=2), -1, taps)
 
 
-def _later_window(write: _Nodes, step: RowStep, cached: str, activation: str) -> str:
-    """Return the activations that a 2x3 kernel sees, [W * B, 6C]."""
-    row_before = write("Squeeze", cached, write.integers(0))
-    both = write("Concat", row_before, activation, axis=2)  # [W, B, 2C]
-    padded = write("Pad", both, write.integers(1, 0, 0, 1, 0, 0))
-    views = [write.slice(padded, at, at + step.width, axis=0) for at in range(3)]
-    return write.reshape(write("Concat", *views, axis=2), -1, 6 * step.channels)
-
-
-def _convolve(write: _Nodes, step: RowStep, index: int, window: str) -> str:
-    """Apply a vertical kernel to what it sees, [W, B, 2C]."""
+def _convolve(write: _Nodes, step: RowStep, index: int, rows: str) -> str:
+    """Apply a vertical kernel to `rows`, [W, B, rows * inputs]; the result is [W, B, 2C]."""
     vertical = step.layers[index].vertical
     # [2C, inputs, rows, columns] -> [columns * rows * inputs, 2C], the order of the windows
     taps = vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
     weight = write.weight(f"vertical_{index}", taps)
     assert vertical.bias is not None
     bias = write.weight(f"vertical_bias_{index}", vertical.bias)
-    product = write("Gemm", window, weight, bias, transA=int(index == 0))
+    product = write("Gemm", _window(write, step, rows, index), weight, bias)
     return write.reshape(product, step.width, -1, 2 * step.channels)
 
 
@@ -174,25 +168,25 @@ def _gate_row(write: _Nodes, above: str) -> str:
     return write("Mul", write("Tanh", content), write("Sigmoid", openness))
 
 
-def _move_up(write: _Nodes, step: RowStep, values: str) -> str:
-    """Return the last rows [reach, W, B], the new one [W, B, 1] included."""
-    row = write.reshape(values, 1, step.width, -1)
-    kept = write.slice("rows_above", 1, step.reach, axis=0)
-    return write("Concat", kept, row, axis=0)
+def _move_on(write: _Nodes, step: RowStep, known: str, features: str, axis: int) -> str:
+    """Forget the first of the `reach` pixels that are known on an axis, and append another."""
+    size = step.level_features
+    kept = write.slice(known, size, step.reach * size, axis)
+    return write("Concat", kept, features, axis=axis)
 
 
 # To the left: the horizontal stack, pixel by pixel
 
 
 def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[str]:
-    """Return levels [W, B, 1], logits [W, B, levels] and values in [-1, 1] [W, B, 1]."""
+    """Return levels [W, B], logits [W, B, levels] and the features of the levels."""
     last = write.integers(-1)
     coldest = write.weight("coldest", np.array(COLDEST, np.float32))
     temperature = write("Unsqueeze", write("Max", "temperature", coldest), last)  # [B, 1]
-    forced = write("Unsqueeze", "forced", last)
-    free = write("Less", forced, write.weight("zero", np.array(0, np.int64)))
-    columns = [*coming, write("Unsqueeze", "uniform", last), forced, free]
-    states = [_zeros(write, step.reach), *[_zeros(write, step.channels)] * (len(step.layers) - 1)]
+    free = write("Less", "forced", write.weight("zero", np.array(0, np.int64)))
+    columns = [*coming, write("Unsqueeze", "uniform", last), "forced", free]
+    pixels = _zeros(write, step.reach * step.level_features)
+    states = [pixels, *[_zeros(write, step.channels)] * (len(step.layers) - 1)]
     body = _column(write, step, temperature, _filter_limits(write, step))
     results = write.several(
         len(states) + 3, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
@@ -219,13 +213,11 @@ def _column(
     if limits:
         probability = _keep_likely(inner, probability, *limits)
     level = inner("Where", "free", _draw(inner, step, probability), "forced_level")
-    scale = np.arange(step.levels) * np.float32(2) / np.float32(step.levels - 1) - np.float32(1)
-    value = inner("Gather", inner.weight("values", scale.astype(np.float32)), level)  # [B, 1]
-    kept = inner.slice(before, 1, step.reach, axis=1)
-    next_before = inner("Concat", kept, value, axis=1)
+    features = inner("Gather", inner.weight("features", step.features.weight), level)
+    next_before = _move_on(inner, step, before, features, axis=1)
     inputs = [before, *left, *coming, "uniform_draw", "forced_level", "free"]
     kinds = [TensorProto.FLOAT] * (len(inputs) - 2) + [TensorProto.INT64, TensorProto.BOOL]
-    outputs = [next_before, *seen, level, logits, value]
+    outputs = [next_before, *seen, level, logits, features]
     out_kinds = (
         [TensorProto.FLOAT] * (1 + len(seen)) + [TensorProto.INT64] + [TensorProto.FLOAT] * 2
     )
@@ -283,12 +275,14 @@ def _head(inner: _Nodes, step: RowStep, h: str) -> str:
 
 
 def _draw(inner: _Nodes, step: RowStep, probability: str) -> str:
-    """Return the level that the uniform number falls on, [B, 1]; see `draw` of the model."""
+    """Return the level that the uniform number falls on, [B]; see `draw` of the model."""
     cumulative = inner("CumSum", probability, inner.weight("one", np.array(1, np.int64)))
     total = inner.slice(cumulative, step.levels - 1, step.levels, axis=1)
     passed = inner("LessOrEqual", cumulative, inner("Mul", total, "uniform_draw"))
-    count = inner("ReduceSum", inner("Cast", passed, to=TensorProto.FLOAT), inner.integers(1))
-    return inner("Cast", count, to=TensorProto.INT64)
+    ones = inner("Cast", passed, to=TensorProto.FLOAT)
+    return inner(
+        "Cast", inner("ReduceSum", ones, inner.integers(1), keepdims=0), to=TensorProto.INT64
+    )
 
 
 # What top-k and top-p leave

@@ -74,12 +74,12 @@ def gate(x: Tensor) -> Tensor:
     return content.tanh() * openness.sigmoid()
 
 
-def first_layer(channels: int, classes: int, reach: int) -> GatedLayer:
+def first_layer(inputs: int, channels: int, classes: int, reach: int) -> GatedLayer:
     """Return the masked layer: rows strictly above, and pixels strictly to the left."""
     up = CausalConvolution(
-        1, 2 * channels, (reach, 2 * reach + 1), (reach, reach, reach, -1), bias=True
+        inputs, 2 * channels, (reach, 2 * reach + 1), (reach, reach, reach, -1), bias=True
     )
-    left = CausalConvolution(1, 2 * channels, (1, reach), (reach, -1, 0, 0), bias=False)
+    left = CausalConvolution(inputs, 2 * channels, (1, reach), (reach, -1, 0, 0), bias=False)
     return GatedLayer(channels, classes, up, left, has_shortcut=False)
 
 

@@ -7,9 +7,10 @@ softmax over all levels. A vertical stack sees the rows above a pixel, a horizon
 of it and, through a 1x1 convolution, the vertical one (figure 2); both are gated (equation 2), and
 a class shifts every gate (equation 4).
 
-Differences, all for the sake of fast sampling: the first layer alone is masked (7x7, so that the
+Differences, most for the sake of fast sampling: the first layer alone is masked (7x7, so that the
 vertical stack never sees the pixel's own row), later kernels look one row up or one column left
-(2x3 and 1x2); residual 1x1 convolutions have no bias; there are no skip connections. Labels are
+(2x3 and 1x2); residual 1x1 convolutions have no bias; there are no skip connections. Levels enter
+as learned features, from which a small net learns far faster than from a brightness. Labels are
 dropped at random while training, so that class weights of zero ask for the plain p(x), as in
 classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
 """
@@ -56,6 +57,7 @@ class GatedPixelCNN(Family):
         channels: int = 32,
         head_width: int = 64,
         levels: int = GREY_LEVELS,
+        level_features: int = 8,
         reach: int = 3,
     ):
         """Build for grey images [1, height, width] of so many `levels`.
@@ -66,9 +68,10 @@ class GatedPixelCNN(Family):
         super().__init__()
         self.image_shape, self.classes, self.levels = tuple(image_shape), classes, levels
         self.event_size = math.prod(self.image_shape)
+        self.features = level_embedding(levels, level_features)
         self.layers = nn.ModuleList(
             [
-                first_layer(channels, classes, reach),
+                first_layer(level_features, channels, classes, reach),
                 *(later_layer(channels, classes) for _ in range(layers - 1)),
             ]
         )
@@ -79,32 +82,27 @@ class GatedPixelCNN(Family):
             nn.Conv2d(head_width, levels, 1),
         )
 
-    def logits(self, x: Tensor, class_weights: Tensor) -> Tensor:
-        """Map x [N, 1, H, W] in [-1, 1] to logits of every pixel's level, [N, H, W, levels]."""
-        v = h = x
+    def logits(self, levels: Tensor, class_weights: Tensor) -> Tensor:
+        """Map levels [N, H, W], int64, to logits of every pixel's level, [N, H, W, levels]."""
+        v = h = self.features(levels).permute(0, 3, 1, 2)  # [N, features, H, W]
         for layer in self.layers:
             v, h = layer(v, h, class_weights)
         return self.head(h).float().permute(0, 2, 3, 1)
 
-    def log_probability_map(self, x: Tensor, class_weights: Tensor) -> Tensor:
+    def log_probability_map(self, levels: Tensor, class_weights: Tensor) -> Tensor:
         """Return log p(x_i | x_1 .. x_i-1) in nats, [N, H, W]."""
-        chosen = self.to_levels(x).squeeze(1).unsqueeze(3)  # [N, 1, H, W] -> [N, H, W, 1]
-        return log_softmax(self.logits(x, class_weights), 3).gather(3, chosen).squeeze(3)
+        every = log_softmax(self.logits(levels, class_weights), dim=3)
+        return every.gather(3, levels.unsqueeze(3)).squeeze(3)
 
-    def log_probability(self, x: Tensor, class_weights: Tensor) -> Tensor:
+    def log_probability(self, levels: Tensor, class_weights: Tensor) -> Tensor:
         """Return log p(x) in nats, [N] (equation 1)."""
-        return self.log_probability_map(x, class_weights).flatten(1).sum(dim=1)
-
-    def to_levels(self, x: Tensor) -> Tensor:
-        """Map [-1, 1] to levels, int64."""
-        return ((x + 1) * ((self.levels - 1) / 2)).round().long()
+        return self.log_probability_map(levels, class_weights).flatten(1).sum(dim=1)
 
     def from_grey(self, grey: Tensor, generator: torch.Generator) -> Tensor:
-        """Map 8-bit grey values to this model's levels in [-1, 1]."""
+        """Map 8-bit grey values [N, 1, H, W] to this model's levels [N, H, W], int64."""
         if self.levels == 2:
-            return 2 * binarise(grey, generator) - 1
-        levels = (grey * self.levels / GREY_LEVELS).floor()
-        return 2 * levels / (self.levels - 1) - 1
+            return binarise(grey, generator).squeeze(1).long()
+        return (grey * self.levels / GREY_LEVELS).floor().squeeze(1).long()
 
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: bits per dimension, with some labels dropped."""
@@ -113,23 +111,23 @@ class GatedPixelCNN(Family):
     def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         kept = uniform_noise((len(batch.labels), 1), generator) >= LABEL_DROPOUT
         class_weights = self._class_weights(batch) * kept
-        x = self.from_grey(batch.images, generator)
-        return self._bits_per_dimension(x, class_weights).mean()
+        levels = self.from_grey(batch.images, generator)
+        return self._bits_per_dimension(levels, class_weights).mean()
 
     def _class_weights(self, batch: Batch) -> Tensor:
         return one_hot(batch.labels, self.classes).float()
 
-    def _bits_per_dimension(self, x: Tensor, class_weights: Tensor) -> Tensor:
-        return -self.log_probability(x, class_weights) / (self.event_size * math.log(2))
+    def _bits_per_dimension(self, levels: Tensor, class_weights: Tensor) -> Tensor:
+        return -self.log_probability(levels, class_weights) / (self.event_size * math.log(2))
 
     @torch.no_grad()
     def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
         """Measure bits per dimension without a class, and given the right one."""
         plain, given = [], []
         for chunk in in_chunks(data, CHUNK):
-            x, class_weights = self.from_grey(chunk.images, generator), self._class_weights(chunk)
-            plain.append(self._bits_per_dimension(x, torch.zeros_like(class_weights)))
-            given.append(self._bits_per_dimension(x, class_weights))
+            levels, labels = self.from_grey(chunk.images, generator), self._class_weights(chunk)
+            plain.append(self._bits_per_dimension(levels, torch.zeros_like(labels)))
+            given.append(self._bits_per_dimension(levels, labels))
         return [
             self._figure("bits_per_dim", plain, "no class given"),
             self._figure("bits_per_dim_given_class", given, "the right class given"),
@@ -150,7 +148,7 @@ class GatedPixelCNN(Family):
         return Card(
             family="gated PixelCNN",
             event={**image_event(self.image_shape), "levels": shown},
-            preprocess=image_preprocess(-1.0, 1.0, binarisation=binarisation),
+            preprocess=image_preprocess(0.0, self.levels - 1.0, binarisation=binarisation),
             condition=class_condition(self.classes, optional=True),
             controls=sampling_controls(self.levels),
             operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
@@ -175,8 +173,21 @@ class GatedPixelCNN(Family):
         )
 
     def _row_step(self, name: str, filtered: bool) -> Graph:
-        step = RowStep(self.layers, self.head, self.image_shape[2], filtered).eval()
+        step = RowStep(self.features, self.layers, self.head, self.image_shape[2], filtered).eval()
         return Graph(name, step, step.input_ports(), step.output_ports())
+
+
+def level_embedding(levels: int, size: int) -> nn.Embedding:
+    """Return learned features of each level; the first starts as its brightness, -1 to 1.
+
+    The others start at random, so that neighbouring levels can be told apart: from black to nearly
+    black is a small step in brightness, and the largest in meaning.
+    """
+    embedding = nn.Embedding(levels, size)
+    with torch.no_grad():
+        embedding.weight *= 0.5
+        embedding.weight[:, 0] = torch.linspace(-1, 1, levels)
+    return embedding
 
 
 class LogProbability(nn.Module):
@@ -187,6 +198,6 @@ class LogProbability(nn.Module):
         self.model = model
 
     def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, 1, H, W] in [-1, 1] and [N, classes] to nats, [N] and [N, H, W]."""
-        of_pixels = self.model.log_probability_map(data, class_weights)
+        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N] and [N, H, W]."""
+        of_pixels = self.model.log_probability_map(data.squeeze(1).round().long(), class_weights)
         return of_pixels.flatten(1).sum(dim=1), of_pixels

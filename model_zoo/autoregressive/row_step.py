@@ -37,16 +37,21 @@ class RowStep(nn.Module):
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], head: nn.Sequential, width: int, filtered: bool
+        self,
+        features: nn.Embedding,
+        layers: Sequence[nn.Module],
+        head: nn.Sequential,
+        width: int,
+        filtered: bool,
     ):
-        """Take the layers and head of a model of rows of `width` pixels."""
+        """Take the parts of a model of rows of `width` pixels."""
         super().__init__()
         self.layers: list[GatedLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
-        self.head, self.width, self.filtered = head, width, filtered
+        self.features, self.head, self.width, self.filtered = features, head, width, filtered
         self.reach = self.layers[0].vertical.kernel_size[0]
         self.channels = self.layers[0].residual.in_channels
         self.classes = self.layers[0].condition.in_features
-        self.levels: int = head[-1].out_channels  # type: ignore[assignment]
+        self.levels, self.level_features = features.weight.shape
 
     def input_ports(self) -> tuple[Port, ...]:
         """Describe the inputs; `forced` is -1 where a pixel is free."""
@@ -56,7 +61,7 @@ class RowStep(nn.Module):
             Port("top_p", "control", ()),
         )
         return (
-            Port("rows_above", "cache", (self.reach, self.width), batch_axis=2),
+            Port("rows_above", "cache", self._rows_shape(), batch_axis=1),
             Port("activations", "cache", self._activations_shape(), batch_axis=2),
             Port("class_weights", "condition", (self.classes,)),
             Port("temperature", "control", ()),
@@ -71,9 +76,12 @@ class RowStep(nn.Module):
         return (
             Port("levels", "levels", row, "int64", batch_axis=1),
             Port("log_probability", "log_likelihood_map", row, batch_axis=1),
-            Port("next_rows_above", "cache", (self.reach, self.width), batch_axis=2),
+            Port("next_rows_above", "cache", self._rows_shape(), batch_axis=1),
             Port("next_activations", "cache", self._activations_shape(), batch_axis=2),
         )
+
+    def _rows_shape(self) -> tuple[int, ...]:
+        return self.width, self.reach * self.level_features
 
     def _activations_shape(self) -> tuple[int, ...]:
         return len(self.layers) - 1, self.width, self.channels
@@ -86,15 +94,15 @@ class RowStep(nn.Module):
         temperature: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Map caches [reach, W, B], [layers - 1, W, B, C] and choices to a row, [W, B]."""
+        """Map caches [W, B, reach * features], [layers - 1, W, B, C] and choices to [W, B]."""
         *filters, forced, uniform = rest
         coming, next_activations = self.look_up(rows_above, activations, class_weights)
         temperature = temperature.clamp(min=COLDEST)[:, None]
         left = [torch.zeros_like(coming[0][0, :, : self.channels]) for _ in self.layers]
-        row = rows_above.new_zeros(self.reach + self.width, rows_above.shape[2])
+        pixels = [torch.zeros_like(rows_above[0, :, : self.level_features])] * self.reach
         levels, log_probability = [], []
         for column in range(self.width):
-            before = row[column : column + self.reach].T  # [B, reach]
+            before = torch.stack(pixels[-self.reach :], dim=2)  # [B, features, reach]
             logits, left = self.look_left(before, left, [pixel[column] for pixel in coming])
             probability = (logits / temperature).softmax(dim=1)
             if filters:
@@ -103,8 +111,9 @@ class RowStep(nn.Module):
             level = torch.where(forced[column] < 0, level, forced[column])
             levels.append(level)
             log_probability.append(log_softmax(logits, 1).gather(1, level[:, None])[:, 0])
-            row[self.reach + column] = 2 * level / (self.levels - 1) - 1
-        next_rows = torch.cat([rows_above[1:], row[None, self.reach :]])
+            pixels.append(self.features(level))
+        row = torch.stack(pixels[self.reach :])  # [W, B, features]
+        next_rows = torch.cat([rows_above[:, :, self.level_features :], row], dim=2)
         return torch.stack(levels), torch.stack(log_probability), next_rows, next_activations
 
     def look_up(
@@ -112,7 +121,8 @@ class RowStep(nn.Module):
     ) -> tuple[list[Tensor], Tensor]:
         """Run the vertical stack: what each layer's left gate gets, [W, B, 2C], and the cache."""
         coming, passed_on = [], []
-        rows = rows_above.permute(2, 0, 1)[:, None]  # [reach, W, B] -> [B, 1, reach, W]
+        rows = rows_above.reshape(self.width, -1, self.reach, self.level_features)
+        rows = rows.permute(1, 3, 2, 0)  # [W, B, reach, features] -> [B, features, reach, W]
         for index, layer in enumerate(self.layers):
             shift_v, shift_h = layer.condition(class_weights)[:, :, None, None].chunk(2, dim=1)
             above = valid_convolution(layer.vertical, rows) + shift_v  # [B, 2C, 1, W]
@@ -132,13 +142,13 @@ class RowStep(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the horizontal stack for one pixel: its logits, and what the next one looks back at.
 
-        `before` holds the pixels to the left, [B, reach]; `left` the input of every layer but the
-        first one column ago, [B, C]; `coming` what comes from above, [B, 2C].
+        `before` holds the pixels to the left, [B, features, reach]; `left` the input of every layer
+        but the first one column ago, [B, C]; `coming` what comes from above, [B, 2C].
         """
         seen, h = [], before
         for index, layer in enumerate(self.layers):
             seen.append(h)
-            window = torch.stack([left[index], h], dim=2) if index else h[:, None]
+            window = torch.stack([left[index], h], dim=2) if index else h
             # [2C, inputs, 1, columns] -> [2C, inputs * columns]
             pushed = linear(window.flatten(1), layer.horizontal.weight.flatten(1))
             change = layer.residual(gate((pushed + coming[index])[:, :, None, None]))[:, :, 0, 0]

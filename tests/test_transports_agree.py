@@ -50,7 +50,7 @@ CHOICES = {
     pb.Scale: requests.Scale,
     pb.InterpolationMode: requests.Mode,
     pb.Binarisation: requests.BinarisationRule,
-    pb.GenerationPart: fields.GenerationPart,
+    pb.GenerationPart: requests.GenerationPart,
     pb.EncodingPart: fields.EncodePart,
     pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
 }

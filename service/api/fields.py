@@ -34,12 +34,13 @@ Timeout = Annotated[
 ]
 Seed = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**53 - 1})]
 Classes = Annotated[list[int], BeforeValidator(_listed, json_schema_input_type=int | list[int])]
-GenerationPart = Literal["images", "latents"]
 EncodePart = Literal["latents", "deviations", "draws"]
 GenerationParts = Annotated[
-    list[GenerationPart],
+    list[core.GenerationPart],
     Field(min_length=1),
-    BeforeValidator(_listed, json_schema_input_type=GenerationPart | list[GenerationPart]),
+    BeforeValidator(
+        _listed, json_schema_input_type=core.GenerationPart | list[core.GenerationPart]
+    ),
 ]
 EncodeParts = Annotated[
     list[EncodePart],

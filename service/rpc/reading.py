@@ -34,6 +34,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "levels": np.dtype(np.uint8),
     "unit_values": np.dtype("<f4"),
 }
+_SAMPLING = (
+    "count", "seed", "temperature", "truncation", "top_k", "top_p", "greedy", "scale"
+)  # fmt: skip
 _SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
 
 # The fields that shape a batch, and the error where its values are more or fewer.
@@ -47,7 +50,7 @@ _SHAPES: dict[type[Batch], tuple[Sequence[str], type[InvalidRequest]]] = {
 def sample(message: pb.SampleRequest) -> SampleRequest:
     """Return what a SampleRequest asks."""
     return SampleRequest(
-        **_given(message, "count", "seed", "temperature", "truncation", "scale"),
+        **_given(message, *_SAMPLING),
         condition=_condition(message),
     )
 
@@ -84,6 +87,7 @@ def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
     return LikelihoodRequest(
         **_given(message, "binarisation", "samples", "seed", "scale"),
         images=_images(message.images, message.scale),
+        condition=_condition(message),
     )
 
 

@@ -417,7 +417,7 @@ async def test_openapi_documents_every_body_and_answer(document: dict[str, Any])
 
 async def test_openapi_names_the_media_types(document: dict[str, Any]) -> None:
     raw, form = ["application/x-npy"], ["multipart/form-data", "image/png", "application/x-npy"]
-    bodies = {"sample": [], "interpolate": [], "decode": raw}
+    bodies = {"sample": [], "interpolate": [], "complete": [], "decode": raw}
     for name in core.OPERATIONS:
         route = document["paths"][f"/{name}"]["post"]
         assert list(route["requestBody"]["content"]) == [JSON, *bodies.get(name, form)]

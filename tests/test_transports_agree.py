@@ -42,6 +42,7 @@ SCHEMAS = {
     pb.ReconstructRequest: schemas.ReconstructBody,
     pb.LikelihoodRequest: schemas.LikelihoodBody,
     pb.InterpolateRequest: schemas.InterpolateBody,
+    pb.CompleteRequest: schemas.CompleteBody,
     pb.Condition: fields.Condition,
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,

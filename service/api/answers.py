@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.api.schemas import Body, GenerationBody
+from service.api.schemas import Body, CompleteBody, GenerationBody
 from service.core import noise
 from service.core.engine import Answer, Reproducible
 from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
@@ -42,6 +42,21 @@ class GenerationAnswer(Metadata):
     log_likelihood: list[float] | None = Field(
         None, description="nats, one for each image, at temperature 1 and unfiltered"
     )
+    log_weight: list[float] | None = Field(
+        None,
+        description="nats, one for each image: the log-probability of its known pixels that come "
+        "after unknown ones, by which completions can be ranked",
+    )
+
+
+class CompleteAnswer(GenerationAnswer):
+    """Completions of an image, and how its known pixels counted."""
+
+    late_known_pixels: int = Field(
+        description="known pixels that come after unknown ones in raster order: they were forced, "
+        "and did not influence the pixels before them"
+    )
+    note: str | None = Field(None, description="says so, where there are any")
 
 
 class EncodeAnswer(Metadata):
@@ -98,8 +113,11 @@ def to_json(answer: Answer, body: Body, request_id: str) -> str:
     content: Metadata
     match answer.result:
         case GenerationResult() as result:
-            content = GenerationAnswer(
-                **said, **_generated(answer, result, body), **_classes(result)
+            said |= _generated(answer, result, body) | _classes(result)
+            content = (
+                CompleteAnswer(**said, **_late(result))
+                if isinstance(body, CompleteBody)
+                else GenerationAnswer(**said)
             )
         case EncodeResult() as result:
             arrays: Any = {part: _listed(getattr(result, part)) for part in body.answer_parts}
@@ -134,6 +152,11 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
     if "latents" in body.parts:
         content["latent_space"] = latent_space(answer)
     return content
+
+
+def _late(result: GenerationResult) -> dict[str, Any]:
+    late = {"late_known_pixels": result.late_known_pixels}
+    return {**late, "note": result.note} if result.note else late
 
 
 def _classes(result: GenerationResult) -> dict[str, Any]:

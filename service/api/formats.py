@@ -79,9 +79,11 @@ def _facts(answer: Answer) -> dict[str, Any]:
         case GenerationResult() as result:
             labels = result.class_label
             said = {} if labels is None else {"class_label": ",".join(map(str, labels))}
-            return (
-                said if result.latents is None else {**said, "latent_space": latent_space(answer)}
-            )
+            if result.latents is not None:
+                said["latent_space"] = latent_space(answer)
+            if result.note:
+                said["note"] = result.note
+            return said
         case EncodeResult():
             return {"latent_space": latent_space(answer)}
         case LikelihoodResult() as result:

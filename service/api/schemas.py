@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.arrays import Numbers, Pictures
+from service.api.arrays import Booleans, Numbers, Picture, Pictures
 from service.api.fields import (
     Arithmetic,
     Classes,
@@ -89,8 +89,8 @@ class GenerationBody(ConditionedBody):
     parts: GenerationParts = Field(
         ["images"],
         alias="return",
-        description="What to answer: the images, the latents that they were decoded from, or the "
-        "log-likelihood of each, where the model has them.",
+        description="What to answer: the images, the latents that they were decoded from, the "
+        "log-likelihood of each, and of its late known pixels, where the model has them.",
     )
     image_format: Literal["png", "array"] = "png"
     """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
@@ -132,6 +132,28 @@ class SampleBody(GenerationBody):
             top_p=self.top_p,
             greedy=self.greedy,
             scale=self.scale,
+        )
+
+
+class CompleteBody(SampleBody):
+    """Draw the rest of one image, of which some pixels are known."""
+
+    image: Picture
+    """One image, nested arrays [height, width, channels] or a base64 PNG; what it holds at unknown
+    pixels is not read, but must be levels."""
+    prefix_rows: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
+    """So many of its first rows are known, 0 to its height; give this or `known`."""
+    known: Booleans | None = None
+    """Which of its pixels are known, [height, width], true where they are kept. A known pixel
+    influences only pixels that come after it in raster order."""
+
+    def to_core(self) -> core.CompleteRequest:
+        """Return the core's request."""
+        return core.CompleteRequest(
+            **vars(super().to_core()),
+            image=self.image,
+            prefix_rows=self.prefix_rows,
+            known=self.known,
         )
 
 

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
-GenerationPart = Literal["images", "latents", "log_likelihood"]
+GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
 
@@ -170,6 +170,17 @@ class GenerationResult:
     def count(self) -> int:
         """The number of images."""
         return len(self.images)
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of these images must know, or None."""
+        if not self.late_known_pixels:
+            return None
+        return (
+            f"{self.late_known_pixels} known pixels come after unknown ones in raster order: they "
+            "were forced, and did not influence the pixels before them; log_weight says how well "
+            "they fit"
+        )
 
     @property
     def class_label(self) -> list[int] | None:

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from service.core.requests import (
     MAXIMUM_TIMEOUT_MS,
     Array,
+    CompleteRequest,
     ConditionRequest,
     DecodeRequest,
     EncodeRequest,
@@ -25,6 +26,7 @@ from service.core.requests import (
     check_range,
 )
 from service.errors import InvalidImage, InvalidLatent, InvalidRequest
+from service.images import png_size
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_word
 
@@ -108,6 +110,17 @@ def interpolate(message: pb.InterpolateRequest) -> InterpolateRequest:
     )
 
 
+def complete(message: pb.CompleteRequest) -> CompleteRequest:
+    """Return what a CompleteRequest asks."""
+    image = _only(_images(message.image, message.scale), InvalidImage)
+    return CompleteRequest(
+        **_given(message, *_SAMPLING, "prefix_rows"),
+        image=image,
+        known=_known(message.known, image) if message.HasField("known") else None,
+        condition=_condition(message),
+    )
+
+
 def parts(message: Message) -> list[str]:
     """Return what a request wants in its answer, as words; empty for the default."""
     enum = message.DESCRIPTOR.fields_by_name["returns"].enum_type
@@ -168,7 +181,7 @@ def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
 
 def _only(rows: Images, error: type[InvalidRequest]) -> Any:
     if len(rows) != 1:
-        raise error(f"a point is exactly 1 latent or image; {len(rows)} were sent for it")
+        raise error(f"exactly 1 latent or image goes here; {len(rows)} were sent")
     return rows[0]
 
 
@@ -183,6 +196,19 @@ def _images(images: pb.Images, scale: int) -> Images:
         raise InvalidRequest(f"{form} goes with {pb.Scale.Name(_SCALES[form])}; set scale to it")
     shape = _shape(images, form, _DTYPES[form].itemsize)
     return np.frombuffer(getattr(images, form), _DTYPES[form]).reshape(shape)
+
+
+def _known(content: bytes, image: Array | bytes) -> Array:
+    """Return which pixels of an image are known, bool [H, W]."""
+    height, width = png_size(image) if isinstance(image, bytes) else image.shape[:2]
+    if len(content) != height * width:
+        raise InvalidRequest(
+            f"known has {len(content)} bytes; an image of height {height} and width {width} "
+            f"needs {height * width}"
+        )
+    if content.strip(b"\0\1"):
+        raise InvalidRequest("known must hold a byte of 1 for each pixel that is known, else 0")
+    return np.frombuffer(content, np.bool_).reshape(height, width)
 
 
 def _rows(rows: pb.Latents | pb.ClassWeights) -> Array:

@@ -21,6 +21,7 @@ Generation = TypeVar(
     pb.DecodeResponse,
     pb.ReconstructResponse,
     pb.InterpolateResponse,
+    pb.CompleteResponse,
 )
 
 
@@ -36,8 +37,10 @@ def generation(
     if "latents" in parts:
         fields["latents"] = _latents(result.part("latents"))
         fields["latent_space"] = _latent_space(answer.manifest)
-    if "log_likelihood" in parts:
-        fields["log_likelihood"] = result.part("log_likelihood").tolist()
+    for part in {"log_likelihood", "log_weight"}.intersection(parts):
+        fields[part] = result.part(part).tolist()
+    if response is pb.CompleteResponse:
+        fields |= {"late_known_pixels": result.late_known_pixels, "note": result.note}
     return response(**fields)
 
 

@@ -11,16 +11,17 @@ from service.metrics import Metrics
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import Rpc, create_server
 from service.settings import Settings
-from tests.fakes import write_toys
+from tests.fakes import write_toy_raster, write_toys
 
 TOYS = ("toy-gan", "toy-flow", "toy-vae")
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with the three toy models, really exported."""
+    """A model repository with the toy models, really exported."""
     folder = tmp_path_factory.mktemp("repository")
     write_toys(folder)
+    write_toy_raster(folder)
     return folder
 
 
@@ -36,7 +37,7 @@ def settings(repository: Path) -> Settings:
 
 @pytest.fixture
 async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
-    """An engine with every toy model loaded."""
+    """An engine with the default toy models loaded; toy-raster loads when it is asked for."""
     from service.server import build_engine
 
     built = build_engine(settings, metrics)

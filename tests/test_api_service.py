@@ -277,7 +277,7 @@ async def test_a_real_server_answers_what_the_app_does(
 
 async def test_models_are_listed_with_what_they_can_do(client: httpx.AsyncClient) -> None:
     models = {model["name"]: model for model in (await client.get("/models")).json()["models"]}
-    assert set(models) == {"toy-flow", "toy-gan", "toy-vae"}
+    assert set(models) == {"toy-flow", "toy-gan", "toy-raster", "toy-vae"}
     gan = models["toy-gan"]
     assert gan["version"] == "1" and gan["family"] == "toy generator"
     assert gan["state"] == "ready" and gan["reason"] is None
@@ -417,7 +417,7 @@ async def test_openapi_documents_every_body_and_answer(document: dict[str, Any])
 
 async def test_openapi_names_the_media_types(document: dict[str, Any]) -> None:
     raw, form = ["application/x-npy"], ["multipart/form-data", "image/png", "application/x-npy"]
-    bodies = {"sample": [], "interpolate": [], "decode": raw}
+    bodies = {"sample": [], "interpolate": [], "complete": [], "decode": raw}
     for name in core.OPERATIONS:
         route = document["paths"][f"/{name}"]["post"]
         assert list(route["requestBody"]["content"]) == [JSON, *bodies.get(name, form)]

@@ -239,7 +239,8 @@ async def test_interpolate_fills_grids_and_does_arithmetic(stub: GenerationServi
 
 async def test_models_say_what_they_are_and_offer(stub: GenerationServiceStub) -> None:
     listed = await stub.ListModels(pb.ListModelsRequest())
-    assert [model.name for model in listed.models] == ["toy-flow", "toy-gan", "toy-vae"]
+    names = [model.name for model in listed.models]
+    assert names == ["toy-flow", "toy-gan", "toy-raster", "toy-vae"]
     model = (await stub.GetModel(pb.GetModelRequest(model="toy-gan@1"))).model
     assert model == listed.models[1]
     assert model.state == pb.MODEL_STATE_READY and not model.HasField("reason")
@@ -249,7 +250,7 @@ async def test_models_say_what_they_are_and_offer(stub: GenerationServiceStub) -
     assert len(model.condition.names) == CLASSES
     assert model.controls["temperature"].default_value == 1.0
     assert not model.controls["truncation"].HasField("default_value")
-    vae = listed.models[2]
+    vae = listed.models[3]
     assert list(vae.binarisations) == [pb.BINARISATION_THRESHOLD, pb.BINARISATION_STOCHASTIC]
     assert list(vae.binarisation_required_by) == ["likelihood"]
 

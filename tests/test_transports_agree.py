@@ -42,6 +42,7 @@ SCHEMAS = {
     pb.ReconstructRequest: schemas.ReconstructBody,
     pb.LikelihoodRequest: schemas.LikelihoodBody,
     pb.InterpolateRequest: schemas.InterpolateBody,
+    pb.CompleteRequest: schemas.CompleteBody,
     pb.Condition: fields.Condition,
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,
@@ -50,7 +51,7 @@ CHOICES = {
     pb.Scale: requests.Scale,
     pb.InterpolationMode: requests.Mode,
     pb.Binarisation: requests.BinarisationRule,
-    pb.GenerationPart: fields.GenerationPart,
+    pb.GenerationPart: requests.GenerationPart,
     pb.EncodingPart: fields.EncodePart,
     pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
 }

@@ -3,10 +3,9 @@
 import base64
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, Field
 
-from service.api.schemas import Body, GenerationBody
+from service.api.schemas import Body, CompleteBody, GenerationBody
 from service.core import noise
 from service.core.engine import Answer, Reproducible
 from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
@@ -40,6 +39,24 @@ class GenerationAnswer(Metadata):
     class_label: list[int] | None = Field(
         None, description="one for each image, where the weights are of one class each"
     )
+    log_likelihood: list[float] | None = Field(
+        None, description="nats, one for each image, at temperature 1 and unfiltered"
+    )
+    log_weight: list[float] | None = Field(
+        None,
+        description="nats, one for each image: the log-probability of its known pixels that come "
+        "after unknown ones, by which completions can be ranked",
+    )
+
+
+class CompleteAnswer(GenerationAnswer):
+    """Completions of an image, and how its known pixels counted."""
+
+    late_known_pixels: int = Field(
+        description="known pixels that come after unknown ones in raster order: they were forced, "
+        "and did not influence the pixels before them"
+    )
+    note: str | None = Field(None, description="says so, where there are any")
 
 
 class EncodeAnswer(Metadata):
@@ -96,8 +113,11 @@ def to_json(answer: Answer, body: Body, request_id: str) -> str:
     content: Metadata
     match answer.result:
         case GenerationResult() as result:
-            content = GenerationAnswer(
-                **said, **_generated(answer, result, body), **_classes(result.class_weights)
+            said |= _generated(answer, result, body) | _classes(result)
+            content = (
+                CompleteAnswer(**said, **_late(result))
+                if isinstance(body, CompleteBody)
+                else GenerationAnswer(**said)
             )
         case EncodeResult() as result:
             arrays: Any = {part: _listed(getattr(result, part)) for part in body.answer_parts}
@@ -107,14 +127,6 @@ def to_json(answer: Answer, body: Body, request_id: str) -> str:
                 **said, results=_likelihoods(result), binarisation=result.binarisation
             )
     return content.model_dump_json(exclude_unset=True)
-
-
-def class_labels(weights: Array | None) -> list[int] | None:
-    """Return the class of each row of weights [N, K], or None unless each row is one class."""
-    if weights is None or not np.all((weights == 0) | (weights == 1)):
-        return None
-    labels: list[int] = weights.argmax(axis=1).tolist()
-    return labels
 
 
 def latent_space(answer: Answer) -> str:
@@ -135,16 +147,24 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
                 base64.b64encode(levels_to_png(image, levels)).decode() for image in result.images
             ]
         )
+    for part in set(body.parts) - {"images"}:
+        content[part] = result.part(part).tolist()
     if "latents" in body.parts:
-        content |= {"latents": result.latents.tolist(), "latent_space": latent_space(answer)}
+        content["latent_space"] = latent_space(answer)
     return content
 
 
-def _classes(weights: Array | None) -> dict[str, Any]:
-    if weights is None:
+def _late(result: GenerationResult) -> dict[str, Any]:
+    late = {"late_known_pixels": result.late_known_pixels}
+    return {**late, "note": result.note} if result.note else late
+
+
+def _classes(result: GenerationResult) -> dict[str, Any]:
+    if result.class_weights is None:
         return {}
-    labels = class_labels(weights)
-    return {"class_weights": weights.tolist()} | ({} if labels is None else {"class_label": labels})
+    labels = result.class_label
+    weights = {"class_weights": result.class_weights.tolist()}
+    return weights if labels is None else {**weights, "class_label": labels}
 
 
 def _likelihoods(result: LikelihoodResult) -> list[Likelihood]:

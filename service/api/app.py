@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel
 
 from service.api import formats, openapi
-from service.api.answers import EncodeAnswer, GenerationAnswer, LikelihoodAnswer
+from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
 from service.api.bodies import BodyLimits, read_body
 from service.api.catalogue import ModelList, describe_manifest, list_models
 from service.api.envelope import Envelope
@@ -21,6 +21,7 @@ from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
 from service.api.schemas import (
     Body,
+    CompleteBody,
     DecodeBody,
     EncodeBody,
     InterpolateBody,
@@ -32,7 +33,8 @@ from service.core.engine import Engine
 from service.errors import RequestCancelled
 from service.metrics import Metrics
 
-_DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate.
+_DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate,
+complete.
 
 Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
 `application/x-npy`, by `Accept`. Errors are problem details with a stable `reason`."""
@@ -57,6 +59,7 @@ OPERATIONS = (
     Operation("reconstruct", ReconstructBody, GenerationAnswer),
     Operation("likelihood", LikelihoodBody, LikelihoodAnswer),
     Operation("interpolate", InterpolateBody, GenerationAnswer),
+    Operation("complete", CompleteBody, CompleteAnswer),
 )
 
 

@@ -40,6 +40,14 @@ def read_numbers(value: object) -> Array:
         raise _refusal("holds a number beyond 64 bits") from None
 
 
+def read_booleans(value: object) -> Array:
+    """Return nested lists of booleans as an array."""
+    array = np.array(value if isinstance(value, list) else [None], dtype=object)
+    if set(map(type, array.ravel().tolist())) != {bool}:
+        raise _refusal("must hold true and false only, nested to one rectangular shape")
+    return array.astype(np.bool_)
+
+
 def read_picture(value: object) -> Array | bytes:
     """Return an image as an array or, from base64, as the bytes of a PNG."""
     return _png(value) if isinstance(value, str) else read_numbers(value)
@@ -82,6 +90,11 @@ Numbers = Annotated[
     Array,
     PlainValidator(read_numbers),
     WithJsonSchema({"anyOf": [_nested(1, _NUMBER), _nested(2, _NUMBER)]}),
+]
+Booleans = Annotated[
+    Array,
+    PlainValidator(read_booleans),
+    WithJsonSchema(_nested(2, {"type": "boolean"})),
 ]
 Picture = Annotated[
     Array | bytes,

@@ -41,12 +41,13 @@ Classes = Annotated[
     Field(max_length=MAXIMUM_ITEMS, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=int | list[int]),
 ]
-GenerationPart = Literal["images", "latents"]
 EncodePart = Literal["latents", "deviations", "draws"]
 GenerationParts = Annotated[
-    list[GenerationPart],
+    list[core.GenerationPart],
     Field(min_length=1, max_length=8, fail_fast=True),
-    BeforeValidator(_listed, json_schema_input_type=GenerationPart | list[GenerationPart]),
+    BeforeValidator(
+        _listed, json_schema_input_type=core.GenerationPart | list[core.GenerationPart]
+    ),
 ]
 EncodeParts = Annotated[
     list[EncodePart],

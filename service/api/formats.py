@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from service.api.answers import class_labels, latent_space, metadata, to_json
+from service.api.answers import latent_space, metadata, to_json
 from service.api.bodies import JSON, NPY, PNG
 from service.api.schemas import Body, GenerationBody
 from service.core.engine import Answer
@@ -62,6 +62,8 @@ def _to_png(answer: Answer) -> bytes:
 
 
 def _to_npy(answer: Answer, part: str) -> bytes:
+    if isinstance(answer.result, GenerationResult):
+        return array_to_npy(answer.result.part(part))
     array = getattr(answer.result, part)
     if array is None:
         raise InvalidRequest(
@@ -75,9 +77,13 @@ def _facts(answer: Answer) -> dict[str, Any]:
     """Return what JSON would say of this result, as far as headers can hold it."""
     match answer.result:
         case GenerationResult() as result:
-            labels = class_labels(result.class_weights)
+            labels = result.class_label
             said = {} if labels is None else {"class_label": ",".join(map(str, labels))}
-            return {**said, "latent_space": latent_space(answer)}
+            if result.latents is not None:
+                said["latent_space"] = latent_space(answer)
+            if result.note:
+                said["note"] = result.note
+            return said
         case EncodeResult():
             return {"latent_space": latent_space(answer)}
         case LikelihoodResult() as result:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.arrays import Numbers, Pictures
+from service.api.arrays import Booleans, Numbers, Picture, Pictures
 from service.api.fields import (
     Arithmetic,
     Classes,
@@ -56,24 +56,14 @@ class Body(Strict):
         raise NotImplementedError
 
 
-class GenerationBody(Body):
-    """A request that is answered with images."""
+class ConditionedBody(Body):
+    """A request that may say what its images are conditioned on."""
 
     class_label: Classes | None = None
     """Shorthand for `condition.class`: one class for all images, or one for each."""
     condition: Condition | None = None
-    """What to condition on; left out, a class is drawn from the model's prior."""
-    seed: Seed | None = Field(None, description=f"Seed of all that is drawn, {_SEED}.")
-    scale: core.Scale = "levels"
-    """`levels`: whole numbers from 0; `unit`: floats in [0, 1], in and out, as arrays only."""
-    parts: GenerationParts = Field(["images"], alias="return", description="What to answer.")
-    image_format: Literal["png", "array"] = "png"
-    """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
-
-    @property
-    def answer_parts(self) -> Sequence[str]:
-        """The arrays that the answer holds."""
-        return self.parts
+    """What to condition on; left out, nothing where the model was trained to do without, else a
+    class drawn from its prior."""
 
     @model_validator(mode="after")
     def _one_condition(self) -> Self:
@@ -90,6 +80,27 @@ class GenerationBody(Body):
         return core.ConditionRequest(classes=self.class_label)
 
 
+class GenerationBody(ConditionedBody):
+    """A request that is answered with images."""
+
+    seed: Seed | None = Field(None, description=f"Seed of all that is drawn, {_SEED}.")
+    scale: core.Scale = "levels"
+    """`levels`: whole numbers from 0; `unit`: floats in [0, 1], in and out, as arrays only."""
+    parts: GenerationParts = Field(
+        ["images"],
+        alias="return",
+        description="What to answer: the images, the latents that they were decoded from, the "
+        "log-likelihood of each, and of its late known pixels, where the model has them.",
+    )
+    image_format: Literal["png", "array"] = "png"
+    """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        return self.parts
+
+
 class SampleBody(GenerationBody):
     """Draw images. Image i of a seed is the same picture whatever `count` is."""
 
@@ -99,6 +110,15 @@ class SampleBody(GenerationBody):
     """Only where the model's controls list it; its meaning and range are in `/models/{name}`."""
     truncation: float | None = None
     """Only where the model's controls list it; its meaning and range are in `/models/{name}`."""
+    top_k: int | None = None
+    """Draw each pixel from so many of its most likely levels, 1 or more; where the model's
+    controls list it."""
+    top_p: float | None = None
+    """Draw each pixel from the fewest levels that have this share of its probability, above 0 to
+    1, after `top_k`; where the model's controls list it."""
+    greedy: bool | None = None
+    """Take the most likely level of each pixel; where the model's controls list it, and without
+    `temperature`."""
 
     def to_core(self) -> core.SampleRequest:
         """Return the core's request."""
@@ -108,7 +128,32 @@ class SampleBody(GenerationBody):
             condition=self.core_condition(),
             temperature=self.temperature,
             truncation=self.truncation,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            greedy=self.greedy,
             scale=self.scale,
+        )
+
+
+class CompleteBody(SampleBody):
+    """Draw the rest of one image, of which some pixels are known."""
+
+    image: Picture
+    """One image, nested arrays [height, width, channels] or a base64 PNG; what it holds at unknown
+    pixels is not read, but must be levels."""
+    prefix_rows: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
+    """So many of its first rows are known, 0 to its height; give this or `known`."""
+    known: Booleans | None = None
+    """Which of its pixels are known, [height, width], true where they are kept. A known pixel
+    influences only pixels that come after it in raster order."""
+
+    def to_core(self) -> core.CompleteRequest:
+        """Return the core's request."""
+        return core.CompleteRequest(
+            **vars(super().to_core()),
+            image=self.image,
+            prefix_rows=self.prefix_rows,
+            known=self.known,
         )
 
 
@@ -221,7 +266,7 @@ class EncodeBody(Body):
         )
 
 
-class LikelihoodBody(Body):
+class LikelihoodBody(ConditionedBody):
     """Score images. An image's score does not depend on its place in the request."""
 
     upload: ClassVar[Upload | None] = "images"
@@ -248,5 +293,6 @@ class LikelihoodBody(Body):
             binarisation=self.binarisation,
             samples=self.samples,
             seed=self.seed,
+            condition=self.core_condition(),
             scale=self.scale,
         )

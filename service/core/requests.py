@@ -6,17 +6,18 @@ Arrays are rows first. Latents are flat vectors [N, D], float32. Images are leve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import OutOfRange
+from service.errors import InvalidRequest, OutOfRange
 
 Array = NDArray[Any]
 Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
+GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
 
@@ -170,6 +171,36 @@ class GenerationResult:
     def count(self) -> int:
         """The number of images."""
         return len(self.images)
+
+    @property
+    def note(self) -> str | None:
+        """What a reader of these images must know, or None."""
+        if not self.late_known_pixels:
+            return None
+        return (
+            f"{self.late_known_pixels} known pixels come after unknown ones in raster order: they "
+            "were forced, and did not influence the pixels before them; log_weight says how well "
+            "they fit"
+        )
+
+    @property
+    def class_label(self) -> list[int] | None:
+        """The class of each image, where each has weights of a single one."""
+        weights = self.class_weights
+        if weights is None or not np.all(
+            np.isin(weights, (0, 1)) & (weights.sum(1, keepdims=True) == 1)
+        ):
+            return None
+        labels: list[int] = weights.argmax(axis=1).tolist()
+        return labels
+
+    def part(self, name: str) -> Array:
+        """Return one array; raises InvalidRequest that names those there are."""
+        array: Array | None = getattr(self, name)
+        if array is None:
+            there = [part for part in get_args(GenerationPart) if getattr(self, part) is not None]
+            raise InvalidRequest(f"{name} can't be returned here: there is only {', '.join(there)}")
+        return array
 
 
 @dataclass(frozen=True, kw_only=True)

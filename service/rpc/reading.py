@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from service.core.requests import (
     MAXIMUM_TIMEOUT_MS,
     Array,
+    CompleteRequest,
     ConditionRequest,
     DecodeRequest,
     EncodeRequest,
@@ -25,6 +26,7 @@ from service.core.requests import (
     check_range,
 )
 from service.errors import InvalidImage, InvalidLatent, InvalidRequest
+from service.images import png_size
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_word
 
@@ -34,6 +36,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "levels": np.dtype(np.uint8),
     "unit_values": np.dtype("<f4"),
 }
+_SAMPLING = (
+    "count", "seed", "temperature", "truncation", "top_k", "top_p", "greedy", "scale"
+)  # fmt: skip
 _SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
 
 # The fields that shape a batch, and the error where its values are more or fewer.
@@ -47,7 +52,7 @@ _SHAPES: dict[type[Batch], tuple[Sequence[str], type[InvalidRequest]]] = {
 def sample(message: pb.SampleRequest) -> SampleRequest:
     """Return what a SampleRequest asks."""
     return SampleRequest(
-        **_given(message, "count", "seed", "temperature", "truncation", "scale"),
+        **_given(message, *_SAMPLING),
         condition=_condition(message),
     )
 
@@ -84,6 +89,7 @@ def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
     return LikelihoodRequest(
         **_given(message, "binarisation", "samples", "seed", "scale"),
         images=_images(message.images, message.scale),
+        condition=_condition(message),
     )
 
 
@@ -100,6 +106,17 @@ def interpolate(message: pb.InterpolateRequest) -> InterpolateRequest:
         corners=endpoints(message.corners),
         plus=endpoints(message.arithmetic.plus),
         minus=endpoints(message.arithmetic.minus),
+        condition=_condition(message),
+    )
+
+
+def complete(message: pb.CompleteRequest) -> CompleteRequest:
+    """Return what a CompleteRequest asks."""
+    image = _only(_images(message.image, message.scale), InvalidImage)
+    return CompleteRequest(
+        **_given(message, *_SAMPLING, "prefix_rows"),
+        image=image,
+        known=_known(message.known, image) if message.HasField("known") else None,
         condition=_condition(message),
     )
 
@@ -162,7 +179,7 @@ def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
 
 def _only(rows: Images, error: type[InvalidRequest]) -> Any:
     if len(rows) != 1:
-        raise error(f"a point is exactly 1 latent or image; {len(rows)} were sent for it")
+        raise error(f"exactly 1 latent or image goes here; {len(rows)} were sent")
     return rows[0]
 
 
@@ -177,6 +194,19 @@ def _images(images: pb.Images, scale: int) -> Images:
         raise InvalidRequest(f"{form} goes with {pb.Scale.Name(_SCALES[form])}; set scale to it")
     shape = _shape(images, form, _DTYPES[form].itemsize)
     return np.frombuffer(getattr(images, form), _DTYPES[form]).reshape(shape)
+
+
+def _known(content: bytes, image: Array | bytes) -> Array:
+    """Return which pixels of an image are known, bool [H, W]."""
+    height, width = png_size(image) if isinstance(image, bytes) else image.shape[:2]
+    if len(content) != height * width:
+        raise InvalidRequest(
+            f"known has {len(content)} bytes; an image of height {height} and width {width} "
+            f"needs {height * width}"
+        )
+    if content.strip(b"\0\1"):
+        raise InvalidRequest("known must hold a byte of 1 for each pixel that is known, else 0")
+    return np.frombuffer(content, np.bool_).reshape(height, width)
 
 
 def _rows(rows: pb.Latents | pb.ClassWeights) -> Array:

@@ -67,6 +67,12 @@ class GenerationServicer(GenerationServiceServicer):
             "interpolate", message, context, reading.interpolate, pb.InterpolateResponse
         )
 
+    async def Complete(self, message: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
+        """Draw the rest of an image."""
+        return await self._generate(
+            "complete", message, context, reading.complete, pb.CompleteResponse
+        )
+
     async def ListModels(
         self, message: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:

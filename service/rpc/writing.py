@@ -21,6 +21,7 @@ Generation = TypeVar(
     pb.DecodeResponse,
     pb.ReconstructResponse,
     pb.InterpolateResponse,
+    pb.CompleteResponse,
 )
 
 
@@ -30,12 +31,16 @@ def generation(
     """Return the answer of an operation that generates images; `parts` are words, [] images."""
     result = answer.result
     assert isinstance(result, GenerationResult), "the operation generates images"
-    fields = {**_origin(answer), **_classes(result.class_weights)}
+    fields = {**_origin(answer), **_classes(result)}
     if not parts or "images" in parts:
         fields["images"] = _images(answer.manifest, result.images, png)
     if "latents" in parts:
-        fields["latents"] = _latents(result.latents)
+        fields["latents"] = _latents(result.part("latents"))
         fields["latent_space"] = _latent_space(answer.manifest)
+    for part in {"log_likelihood", "log_weight"}.intersection(parts):
+        fields[part] = result.part(part).tolist()
+    if response is pb.CompleteResponse:
+        fields |= {"late_known_pixels": result.late_known_pixels, "note": result.note}
     return response(**fields)
 
 
@@ -94,12 +99,11 @@ def _origin(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _classes(weights: Array | None) -> dict[str, Any]:
-    if weights is None:
+def _classes(result: GenerationResult) -> dict[str, Any]:
+    if result.class_weights is None:
         return {}
-    fields = {"class_weights": pb.ClassWeights(**_rows(weights))}
-    one_hot = bool(np.all((weights == 0) | (weights == 1)))  # each row sums to 1
-    return {**fields, "class_label": weights.argmax(axis=1).tolist()} if one_hot else fields
+    weights = pb.ClassWeights(**_rows(result.class_weights))
+    return {"class_weights": weights, "class_label": result.class_label or ()}
 
 
 def _images(manifest: Manifest, images: Array, png: bool) -> pb.Images:

@@ -66,6 +66,11 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/genserve.v1.GenerationService/Complete',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/genserve.v1.GenerationService/ListModels',
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ListModelsRequest.SerializeToString,
@@ -125,6 +130,13 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Complete(self, request, context):
+        """Draws the rest of an image, of which some pixels are known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists all models, including those that were refused. There are few, so there are no pages.
         """
@@ -171,6 +183,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Interpolate,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -347,6 +364,33 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/Interpolate',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.InterpolateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/Complete',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,11 @@
 """Every Prometheus metric, on a registry that is passed in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from service.errors import GenserveError
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -13,7 +18,7 @@ class Metrics:
         self.registry = registry
         self.requests = Counter(
             "genserve_requests",
-            "Requests answered, by the reason of the error, or OK.",
+            "Requests answered, by the reason of the error, or OK; without a model where none ran.",
             ["model", "operation", "code"],
             registry=registry,
         )
@@ -91,3 +96,15 @@ class Metrics:
             ["model", "graph"],
             registry=registry,
         )
+
+    @contextmanager
+    def counting_refusals(self, operation: str) -> Iterator[None]:
+        """Count a request that is refused in this block: before the engine, so of no model yet.
+
+        The engine counts every request that reaches it; this is not to be put around that.
+        """
+        try:
+            yield
+        except GenserveError as error:
+            self.requests.labels("", operation, error.reason).inc()
+            raise

@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     maximum_body_bytes: Count = Field(
         16 * 1024 * 1024, description="bytes of one REST body or gRPC message at most"
     )
-    default_timeout_ms: Count = Field(30_000, description="deadline of requests that set none")
+    default_timeout_ms: Count = Field(
+        30_000, description="deadline of requests that set none, and of the arrival of a REST body"
+    )
     drain_seconds: Annotated[float, Field(ge=0)] = Field(
         20.0, description="time that accepted requests have to finish after SIGTERM"
     )

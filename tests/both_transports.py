@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
@@ -30,6 +31,16 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
     images = answer.images
     shape = (images.count, images.height, images.width, images.channels)
     return np.frombuffer(images.levels, np.uint8).reshape(shape)
+
+
+def counts(metrics: Metrics) -> dict[tuple[str, str, str], float]:
+    """Return how many requests were answered, by model, operation and code."""
+    (family,) = metrics.requests.collect()
+    return {
+        (sample.labels["model"], sample.labels["operation"], sample.labels["code"]): sample.value
+        for sample in family.samples
+        if sample.name == "genserve_requests_total"
+    }
 
 
 def _to_proto(body: dict[str, Any]) -> dict[str, Any]:

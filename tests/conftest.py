@@ -61,9 +61,11 @@ async def client(engine: Engine, metrics: Metrics) -> AsyncIterator[httpx.AsyncC
 
 
 @pytest.fixture
-async def rpc(engine: Engine, settings: Settings) -> AsyncIterator[Rpc]:
+async def rpc(engine: Engine, metrics: Metrics, settings: Settings) -> AsyncIterator[Rpc]:
     """A gRPC server over the engine, not started yet."""
-    built = create_server(engine, maximum_message_bytes=settings.maximum_body_bytes)
+    built = create_server(
+        engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes
+    )
     yield built
     await built.server.stop(0)
 

@@ -263,6 +263,10 @@ BAD_LATENTS: list[tuple[Any, str, str]] = [
     ([[1e39] * LATENT], "INVALID_LATENT", "float32"),
     ([[0] * LATENT] * 33, "OUT_OF_RANGE", "1 to 32"),
     ([[0, 0, 0, "0"]], "INVALID_REQUEST", "numbers"),
+    ([[0] * LATENT, 0], "INVALID_REQUEST", "rectangular"),
+    ([0, [0] * LATENT], "INVALID_REQUEST", "rectangular"),
+    ([[[[[[[[[0]]]]]]]]], "INVALID_REQUEST", "rectangular"),
+    ([[], []], "INVALID_LATENT", "[2, 0]"),
     ([[0, 0, 0, None]], "INVALID_REQUEST", "numbers"),
     ("latents", "INVALID_REQUEST", "latents"),
 ]
@@ -298,7 +302,12 @@ BAD_PATHS: list[tuple[dict[str, Any], str, str]] = [
     (points_of({}), "INVALID_REQUEST", "exactly one of a seed"),
     (points_of({"seed": 1, "latent": [0] * LATENT}), "INVALID_REQUEST", "exactly one of a seed"),
     (points_of({"seed": -1}), "OUT_OF_RANGE", "0 to 9007199254740991"),
-    (points_of({"sead": 1}), "INVALID_REQUEST", "seed, latent, image"),
+    (points_of({"sead": 1}), "INVALID_REQUEST", "seed, latent, latent_space, image"),
+    (
+        points_of({"latent": [0] * LATENT, "latent_space": "elsewhere"}),
+        "LATENT_SPACE_MISMATCH",
+        "toy-gan/",
+    ),
     (points_of({"latent": [0]}), "INVALID_LATENT", "[count, 4]"),
     (points_of({"image": LEVELS[0]}), "OPERATION_NOT_OFFERED", "seeds or latents"),
     (points_of({"seed": 1}) | {"steps": 1}, "OUT_OF_RANGE", "2 to 32"),
@@ -582,8 +591,10 @@ async def test_no_bytes_make_the_server_fail(
         ("/interpolate", {"corners": [{}] * 100_000}, ["corners", "4"]),
         ("/interpolate", {"arithmetic": {"plus": [{"seed": 1}] * 100_000}}, ["plus", "64"]),
         ("/decode", {"latents": [[1]] * 100_000}, ["4096"]),
+        ("/encode", {"images": [""] * 100_000}, ["4096"]),
+        ("/interpolate", {"corners": [{"sead": 1}] * 4}, ["corners[0]"]),
     ],
-    ids=["wrong classes", "classes", "parts", "corners", "points", "latents"],
+    ids=["wrong classes", "classes", "parts", "corners", "points", "latents", "files", "sead"],
 )
 async def test_a_list_of_mistakes_is_read_to_its_first(
     roomy: httpx.AsyncClient, path: str, body: dict[str, object], words: list[str]

@@ -24,6 +24,7 @@ from service.errors import GenserveError
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings
+from tests.both_transports import counts
 from tests.fakes import GatedSession
 
 JSON = "application/json"
@@ -63,17 +64,26 @@ def cancelled(metrics: Metrics) -> float:
 class Client:
     """A client at the level of ASGI, which sends a request and leaves when it wants."""
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        fields: dict[str, Any],
+        *,
+        path: str = "/sample",
+        content_type: str = JSON,
+        beginning: bytes | None = None,
+    ) -> None:
+        self._path, self._content_type = path, content_type
+        self._more = beginning is not None  # and the rest never follows
         self.left = asyncio.Event()
         self.messages: list[Any] = []
-        self._body = json.dumps(fields).encode()
+        self._body = json.dumps(fields).encode() if beginning is None else beginning
         self._sent = False
 
     async def call(self, app: FastAPI) -> int:
         """Return the status of the answer, which only the server's log would see."""
-        headers = [(b"content-type", JSON.encode())]
+        headers = [(b"content-type", self._content_type.encode())]
         scope = {
-            "type": "http", "method": "POST", "path": "/sample", "raw_path": b"/sample",
+            "type": "http", "method": "POST", "path": self._path, "raw_path": self._path.encode(),
             "query_string": b"", "headers": headers, "http_version": "1.1", "scheme": "http",
             "server": ("genserve", 80), "client": ("somebody", 1), "root_path": "",
         }  # fmt: skip
@@ -83,7 +93,7 @@ class Client:
     async def _receive(self) -> dict[str, Any]:
         if not self._sent:
             self._sent = True
-            return {"type": "http.request", "body": self._body, "more_body": False}
+            return {"type": "http.request", "body": self._body, "more_body": self._more}
         await self.left.wait()
         return {"type": "http.disconnect"}
 
@@ -213,6 +223,21 @@ async def test_work_of_a_client_that_left_never_reaches_the_model(
     gated.gate.set()
     assert await call == 200
     assert sorted(gated.batches) == [16, 16]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "beginning"),
+    [(JSON, b"{"), ("multipart/form-data; boundary=x", b"--x\r\n"), ("image/png", b"\x89PNG")],
+)
+async def test_a_body_that_does_not_arrive_ends_its_request(
+    settings: Settings, metrics: Metrics, content_type: str, beginning: bytes
+) -> None:
+    engine = build_engine(settings.model_copy(update={"default_timeout_ms": 1}), metrics)
+    stalled = Client({}, path="/encode", content_type=content_type, beginning=beginning)
+    assert await asyncio.wait_for(stalled.call(app_of(engine, metrics)), SECONDS) == 504
+    assert json.loads(stalled.messages[1]["body"])["reason"] == "DEADLINE_EXCEEDED"
+    assert counts(metrics) == {("", "encode", "DEADLINE_EXCEEDED"): 1}
+    await engine.drain()
 
 
 async def test_a_client_that_leaves_while_sending_is_no_error(
@@ -364,6 +389,34 @@ async def test_metrics_count_what_was_answered(client: httpx.AsyncClient) -> Non
     requests = 'genserve_requests_total{code="%s",model="toy-gan",operation="sample"} 1.0'
     assert requests % "OK" in answer.text and requests % "OUT_OF_RANGE" in answer.text
     assert 'genserve_images_total{model="toy-gan",operation="sample"} 3.0' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("request_of", "model", "reason"),
+    [
+        ({"content": b"{", "headers": {"Content-Type": JSON}}, "", "MALFORMED_REQUEST"),
+        ({"json": {"coutn": 3}}, "", "INVALID_REQUEST"),
+        ({"content": bytes(70_000), "headers": {"Content-Type": JSON}}, "", "PAYLOAD_TOO_LARGE"),
+        (
+            {"content": b"x", "headers": {"Content-Type": "text/plain"}},
+            "",
+            "UNSUPPORTED_MEDIA_TYPE",
+        ),
+        ({"json": {}, "headers": {"Accept": "text/html"}}, "", "NOT_ACCEPTABLE"),
+        ({"json": {"count": 0}}, "toy-gan", "OUT_OF_RANGE"),
+        ({"json": {"model": "none"}}, "", "MODEL_NOT_FOUND"),
+    ],
+    ids=["malformed", "field", "size", "media type", "accept", "count", "model"],
+)
+async def test_every_refusal_is_counted_once(
+    client: httpx.AsyncClient,
+    metrics: Metrics,
+    request_of: dict[str, Any],
+    model: str,
+    reason: str,
+) -> None:
+    await client.post("/sample", **request_of)
+    assert counts(metrics) == {(model, "sample", reason): 1}
 
 
 async def test_browsers_of_other_origins_may_call_only_where_it_is_set(

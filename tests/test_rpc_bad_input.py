@@ -17,6 +17,7 @@ from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import SERVICE
 from service.settings import Settings
+from tests.both_transports import counts
 from tests.fakes import LATENT, PIXELS, SIDE
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -133,6 +134,25 @@ BAD_INPUT = {
         "Sample", pb.SampleRequest(count=3, class_label=[1, 2]),
         INVALID, "INVALID_REQUEST", "1 or 3",
     ),
+    "more classes than a list may have": (
+        "Sample", pb.SampleRequest(class_label=[1] * 4097), INVALID, "INVALID_REQUEST", "most 4096",
+    ),
+    "more parts than a list may have": (
+        "Sample", pb.SampleRequest(returns=[1] * 4097), INVALID, "INVALID_REQUEST", "most 4096",
+    ),
+    "more files than a list may have": (
+        "Encode", pb.EncodeRequest(model=FLOW, images=files(*[b""] * 4097)),
+        INVALID, "INVALID_REQUEST", "most 4096",
+    ),
+    "more corners than a list may have": (
+        "Interpolate", pb.InterpolateRequest(corners=[pb.Endpoint()] * 65),
+        INVALID, "INVALID_REQUEST", "corners has 65 entries; allowed are at most 64",
+    ),
+    "more points than arithmetic takes": (
+        "Interpolate",
+        pb.InterpolateRequest(arithmetic=pb.Arithmetic(plus=[pb.Endpoint(seed=1)] * 65)),
+        INVALID, "INVALID_REQUEST", "plus has 65 entries; allowed are at most 64",
+    ),
     "class twice": (
         "Sample", pb.SampleRequest(class_label=[1], condition=pb.Condition(classes=[1])),
         INVALID, "INVALID_REQUEST", "not both",
@@ -218,6 +238,13 @@ BAD_INPUT = {
     ),
     "latents of another space": (
         "Decode", pb.DecodeRequest(model=GAN, latents=ONE_LATENT, latent_space="other/1"),
+        INVALID, "LATENT_SPACE_MISMATCH", "toy-gan",
+    ),
+    "latent of another space for a point": (
+        "Interpolate",
+        pb.InterpolateRequest(
+            start=pb.Endpoint(latent=ONE_LATENT, latent_space="other/1"), end=pb.Endpoint(seed=1)
+        ),
         INVALID, "LATENT_SPACE_MISMATCH", "toy-gan",
     ),
     "images of the wrong shape": (
@@ -348,6 +375,25 @@ async def test_bytes_that_are_no_message_are_malformed(
     assert reason_of(refused.value) == "MALFORMED_REQUEST"
     assert (await stub.Sample(pb.SampleRequest())).images.count == 1
     assert all(record.levelno < logging.WARNING for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("content", "model", "reason"),
+    [
+        (b"\xff\xff\xff", "", "MALFORMED_REQUEST"),
+        (pb.SampleRequest(timeout_ms=0).SerializeToString(), "", "OUT_OF_RANGE"),
+        (pb.SampleRequest(returns=[0]).SerializeToString(), "", "INVALID_REQUEST"),
+        (pb.SampleRequest(count=0).SerializeToString(), GAN, "OUT_OF_RANGE"),
+        (pb.SampleRequest(model="none").SerializeToString(), "", "MODEL_NOT_FOUND"),
+    ],
+    ids=["malformed", "timeout", "part", "count", "model"],
+)
+async def test_every_refusal_is_counted_once(
+    channel: grpc.aio.Channel, metrics: Metrics, content: bytes, model: str, reason: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await channel.unary_unary(f"/{SERVICE}/Sample")(content)
+    assert counts(metrics) == {(model, "sample", reason): 1}
 
 
 async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:

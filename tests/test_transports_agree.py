@@ -238,6 +238,18 @@ async def test_encodings_are_the_same_bytes(
         assert_same_rows(over_rest[part], getattr(over_grpc, part))
 
 
+async def test_a_model_without_deviations_has_none_on_both(
+    client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    body = {"model": "toy-flow", "images": LEVELS.tolist(), "return": ["deviations"]}
+    request = pb.EncodeRequest(
+        model="toy-flow", images=levels_of(LEVELS), returns=["ENCODING_PART_DEVIATIONS"]
+    )
+    over_rest, over_grpc = await post(client, "encode", body), await stub.Encode(request)
+    assert over_rest["deviations"] is None and "latents" not in over_rest
+    assert not over_grpc.HasField("deviations") and not over_grpc.HasField("latents")
+
+
 @pytest.mark.parametrize("samples", [None, 1, 5])
 async def test_scores_are_the_same_bytes(
     samples: int | None, client: httpx.AsyncClient, stub: GenerationServiceStub
@@ -275,7 +287,32 @@ REFUSED = {
         {"latents": LATENTS[:, :2].tolist()},
         pb.DecodeRequest(latents=rows_of(LATENTS[:, :2])),
     ),
+    "encode draws without deviations": (
+        {"model": "toy-flow", "images": LEVELS.tolist(), "return": "draws"},
+        pb.EncodeRequest(
+            model="toy-flow", images=levels_of(LEVELS), returns=["ENCODING_PART_DRAWS"]
+        ),
+    ),
+    "sample of too many classes": (
+        {"class_label": [1] * 4097},
+        pb.SampleRequest(class_label=[1] * 4097),
+    ),
     "interpolate nothing": ({}, pb.InterpolateRequest()),
+    "interpolate too many corners": (
+        {"corners": [{"seed": 1}] * 5},
+        pb.InterpolateRequest(corners=[pb.Endpoint(seed=1)] * 5),
+    ),
+    "interpolate too many points": (
+        {"arithmetic": {"plus": [{"seed": 1}] * 65}},
+        pb.InterpolateRequest(arithmetic=pb.Arithmetic(plus=[pb.Endpoint(seed=1)] * 65)),
+    ),
+    "interpolate from another space": (
+        {"start": {"latent": [0] * LATENT, "latent_space": "other/1"}, "end": {"seed": 1}},
+        pb.InterpolateRequest(
+            start=pb.Endpoint(latent=rows_of(LATENTS[:1]), latent_space="other/1"),
+            end=pb.Endpoint(seed=1),
+        ),
+    ),
 }
 
 

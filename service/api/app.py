@@ -73,8 +73,9 @@ def create_app(
 ) -> FastAPI:
     """Build the app over an engine, whose models may still be loading.
 
-    A body over `maximum_body_bytes` is refused while it arrives. Browsers of `cors_origins` may
-    call; without any, there are no CORS headers.
+    A body over `maximum_body_bytes` is refused while it arrives, and so is one that takes longer
+    than the engine's default timeout. Browsers of `cors_origins` may call; without any, there are
+    no CORS headers.
     """
     app = FastAPI(title="genserve", version=version, description=_DESCRIPTION)
     add_problem_handlers(app)
@@ -87,8 +88,12 @@ def create_app(
             expose_headers=["*"],
         )
     app.add_middleware(Envelope)  # added last, so it is around all
-    limits = BodyLimits(bytes=maximum_body_bytes, files=engine.limits.count)
-    app.include_router(_operations(engine, limits))
+    limits = BodyLimits(
+        bytes=maximum_body_bytes,
+        files=engine.limits.count,
+        seconds=engine.default_timeout_seconds,
+    )
+    app.include_router(_operations(engine, metrics, limits))
     app.include_router(_models(engine))
     app.include_router(_watching(engine, metrics))
     schemas = [operation.body for operation in OPERATIONS]
@@ -96,12 +101,12 @@ def create_app(
     return app
 
 
-def _operations(engine: Engine, limits: BodyLimits) -> APIRouter:
+def _operations(engine: Engine, metrics: Metrics, limits: BodyLimits) -> APIRouter:
     router = APIRouter(tags=["operations"])
     for operation in OPERATIONS:
         router.add_api_route(
             f"/{operation.name}",
-            _handler(engine, operation, limits),
+            _handler(engine, metrics, operation, limits),
             methods=["POST"],
             operation_id=operation.name,
             summary=(operation.body.__doc__ or "").strip(),
@@ -112,16 +117,18 @@ def _operations(engine: Engine, limits: BodyLimits) -> APIRouter:
     return router
 
 
-def _handler(engine: Engine, operation: Operation, limits: BodyLimits) -> Any:
+def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: BodyLimits) -> Any:
     offered = formats.media_types(operation.body)
 
     async def handle(request: Request) -> Response:
-        media_type = choose(request.headers.get("accept"), offered)
-        body = await read_body(request, operation.body, limits)
-        formats.check_answerable(body, media_type)
+        with metrics.counting_refusals(operation.name):
+            media_type = choose(request.headers.get("accept"), offered)
+            body = await read_body(request, operation.body, limits)
+            formats.check_answerable(body, media_type)
+            asked = body.to_core()
         run = engine.run(
             operation.name,
-            body.to_core(),
+            asked,
             model=body.model,
             timeout_seconds=body.timeout_seconds,
         )

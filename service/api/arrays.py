@@ -5,17 +5,18 @@ kind of body.
 """
 
 import base64
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from service.core.requests import Array, Images
+from service.core.requests import MAXIMUM_LISTED, Array, Images
 from service.errors import InvalidImage
 
-MAXIMUM_ROWS = 4096
-"""Items of the outermost list: numpy takes seconds for millions of short lists."""
+_MAXIMUM_AXES = 8
+_SHAPE = "must hold numbers only, nested to one rectangular shape"
 
 
 def read_numbers(value: object) -> Array:
@@ -26,16 +27,12 @@ def read_numbers(value: object) -> Array:
         return value
     if not isinstance(value, list):
         raise _refusal("must be an array of numbers")
-    if len(value) > MAXIMUM_ROWS:
-        raise _refusal(
-            f"holds {len(value)} items; at most {MAXIMUM_ROWS} are read, send npy for more"
-        )
-    array = np.array(value, dtype=object)  # as objects, or numpy would take true for 1
-    kinds = set(map(type, array.ravel().tolist()))
-    if not kinds <= {int, float}:
-        raise _refusal("must hold numbers only, nested to one rectangular shape")
+    shape, numbers = _flattened(value)
+    kinds = set(map(type, numbers))
+    if not kinds <= {int, float}:  # numpy would take true for 1
+        raise _refusal(_SHAPE)
     try:
-        return array.astype(np.float64 if float in kinds else np.int64)
+        return np.array(numbers, np.float64 if float in kinds else np.int64).reshape(shape)
     except OverflowError:
         raise _refusal("holds a number beyond 64 bits") from None
 
@@ -61,8 +58,32 @@ def read_pictures(value: object) -> Images:
         if all(isinstance(item, bytes) for item in value):
             return value
         if all(isinstance(item, str) for item in value):
+            _check_length(value)
             return [_png(item) for item in value]
     return read_numbers(value)
+
+
+def _flattened(value: list[Any]) -> tuple[list[int], list[Any]]:
+    """Return the shape of nested lists, and what the innermost hold; raises where it is ragged.
+
+    Numpy takes seconds for millions of short lists, in which no other request is answered.
+    """
+    shape, entries = [len(value)], value
+    while entries and isinstance(entries[0], list):
+        _check_length(value)
+        lengths = set(map(len, entries)) if set(map(type, entries)) == {list} else set()
+        if len(lengths) != 1 or len(shape) == _MAXIMUM_AXES:
+            raise _refusal(_SHAPE)
+        shape += lengths
+        entries = list(chain.from_iterable(entries))
+    return shape, entries
+
+
+def _check_length(rows: list[Any]) -> None:
+    if len(rows) > MAXIMUM_LISTED:
+        raise _refusal(
+            f"holds {len(rows)} items; at most {MAXIMUM_LISTED} are read, send npy for more"
+        )
 
 
 def _png(text: str) -> bytes:

@@ -4,8 +4,8 @@ Fields travel in the JSON object or in the form; beside a raw body, or none, in 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 
 from service.api.schemas import Body
 from service.errors import (
+    DeadlineExceeded,
     InvalidRequest,
     MalformedRequest,
     PayloadTooLarge,
@@ -44,6 +45,7 @@ class BodyLimits:
 
     bytes: int
     files: int  # of one form
+    seconds: float  # until all of it is there
 
 
 def media_types(body: type[Body]) -> list[str]:
@@ -57,16 +59,19 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
     """Read, parse and check the body of a request.
 
     Raises UnsupportedMediaType, PayloadTooLarge, MalformedRequest, InvalidRequest or InvalidImage,
-    and RequestCancelled when the client leaves before it has sent everything.
+    RequestCancelled when the client leaves before it has sent everything, and DeadlineExceeded
+    when it stays and does not send it in time.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("", *media_types(body)):
         raise _unsupported(media_type, body)
     query = read_texts(body, request.query_params.multi_items())
-    async with aclosing(_chunks(request, limits.bytes)) as chunks:
-        if media_type == FORM:
-            _refuse_query(query)
-            return check(body, await _read_form(request, chunks, body, limits))
+    if media_type == FORM:
+        _refuse_query(query)
+        async with _arriving(request, limits) as chunks:
+            fields = await _read_form(request, chunks, body, limits)
+        return check(body, fields)
+    async with _arriving(request, limits) as chunks:
         content = b"".join([chunk async for chunk in chunks])
     if content and not media_type:
         raise _unsupported("none", body)
@@ -150,6 +155,21 @@ async def _form_fields(form: FormData, body: type[Body]) -> Fields:
             raise InvalidRequest(f"unknown file '{name[:100]}'; files are named images or file")
     fields = read_texts(body, texts)
     return _with_upload(fields, body, files) if files else fields
+
+
+@asynccontextmanager
+async def _arriving(request: Request, limits: BodyLimits) -> AsyncIterator[Chunks]:
+    """Give the chunks of a body, within its limits of bytes and of time."""
+    try:
+        async with (
+            asyncio.timeout(limits.seconds),
+            aclosing(_chunks(request, limits.bytes)) as chunks,
+        ):
+            yield chunks
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the body was not there after {limits.seconds:g} s; send it faster, or less at once"
+        ) from None
 
 
 async def _chunks(request: Request, maximum_bytes: int) -> Chunks:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from service.api.arrays import Numbers, Picture
 from service.core import requests as core
-from service.core.requests import check_range
+from service.core.requests import MAXIMUM_LISTED, MAXIMUM_POINTS, check_range
 
 
 def _listed(value: object) -> object:
@@ -35,10 +35,9 @@ Timeout = Annotated[
 Seed = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": 2**53 - 1})]
 # Lists are bounded, and checked to the first mistake only: a report of each mistake in a body of
 # millions of them would take longer than all other requests together.
-MAXIMUM_ITEMS = 4096
 Classes = Annotated[
     list[int],
-    Field(max_length=MAXIMUM_ITEMS, fail_fast=True),
+    Field(max_length=MAXIMUM_LISTED, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=int | list[int]),
 ]
 EncodePart = Literal["latents", "deviations", "draws"]
@@ -107,15 +106,22 @@ class Point(Strict):
     """The latent that the first image of this seed is decoded from; 0 to 2^53 - 1."""
     latent: Numbers | None = None
     """A latent, [size]."""
+    latent_space: str | None = Field(None, max_length=200)
+    """The space that the latent is of, as an answer named it; refused where it is another."""
     image: Picture | None = None
     """An image to encode: nested arrays [height, width, channels] or a base64 PNG."""
 
     def to_core(self) -> core.Endpoint:
         """Return the core's endpoint."""
-        return core.Endpoint(seed=self.seed, latent=self.latent, image=self.image)
+        return core.Endpoint(
+            seed=self.seed,
+            latent=self.latent,
+            latent_space=self.latent_space,
+            image=self.image,
+        )
 
 
-Points = Annotated[list[Point], Field(max_length=64, fail_fast=True)]
+Points = Annotated[list[Point], Field(max_length=MAXIMUM_POINTS, fail_fast=True)]
 
 
 class Arithmetic(Strict):

@@ -68,7 +68,7 @@ class Engine:
         self._rows = rows
         self._metrics = metrics
         self._default_models = list(default_models)
-        self._default_timeout_seconds = default_timeout_seconds
+        self.default_timeout_seconds = default_timeout_seconds
         self._reproducible = reproducible
         self._draining = False
         self._in_flight = 0
@@ -136,7 +136,7 @@ class Engine:
             label = found.name
             _check_offered(found, operation)
             if timeout_seconds is None:
-                timeout_seconds = self._default_timeout_seconds
+                timeout_seconds = self.default_timeout_seconds
             answer = await self._run(found, operation, request, started + timeout_seconds)
             code = "OK"
             return answer

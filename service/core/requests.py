@@ -23,6 +23,10 @@ Images = Array | Sequence[bytes]
 
 MAXIMUM_TIMEOUT_MS = 600_000
 """The longest time, in milliseconds, that a request may give its answer."""
+MAXIMUM_LISTED = 4096
+"""The most entries of one list in a request, be they of JSON or of a message."""
+MAXIMUM_POINTS = 64
+"""The most points that arithmetic adds, and that it subtracts."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 from google.protobuf.message import Message
 
 from service.core.requests import (
+    MAXIMUM_LISTED,
+    MAXIMUM_POINTS,
     MAXIMUM_TIMEOUT_MS,
     Array,
     CompleteRequest,
@@ -96,16 +98,17 @@ def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
 def interpolate(message: pb.InterpolateRequest) -> InterpolateRequest:
     """Return what an InterpolateRequest asks."""
 
-    def endpoints(points: Sequence[pb.Endpoint]) -> list[Endpoint]:
+    def endpoints(holder: Message, name: str) -> list[Endpoint]:
+        points = _listed(holder, name, MAXIMUM_POINTS)
         return [_endpoint(point, message.scale) for point in points]
 
     return InterpolateRequest(
         **_given(message, "steps", "mode", "seed", "scale"),
         start=_endpoint(message.start, message.scale) if message.HasField("start") else None,
         end=_endpoint(message.end, message.scale) if message.HasField("end") else None,
-        corners=endpoints(message.corners),
-        plus=endpoints(message.arithmetic.plus),
-        minus=endpoints(message.arithmetic.minus),
+        corners=endpoints(message, "corners"),
+        plus=endpoints(message.arithmetic, "plus"),
+        minus=endpoints(message.arithmetic, "minus"),
         condition=_condition(message),
     )
 
@@ -123,8 +126,10 @@ def complete(message: pb.CompleteRequest) -> CompleteRequest:
 
 def parts(message: Message) -> list[str]:
     """Return what a request wants in its answer, as words; empty for the default."""
-    enum = message.DESCRIPTOR.fields_by_name["returns"].enum_type
-    return [to_word(enum, number) for number in message.returns]
+    field = message.DESCRIPTOR.fields_by_name.get("returns")
+    if field is None:
+        return []
+    return [to_word(field.enum_type, number) for number in _listed(message, "returns")]
 
 
 def as_png(message: Message) -> bool:
@@ -135,6 +140,12 @@ def as_png(message: Message) -> bool:
             "a PNG holds levels: set image_format to IMAGE_FORMAT_ARRAY, or leave out scale"
         )
     return png
+
+
+def check_answerable(message: Message) -> None:
+    """Raise InvalidRequest, before anything runs, where the answer can't be what is asked for."""
+    parts(message)
+    as_png(message)
 
 
 def timeout_seconds(message: Message, remaining_seconds: float | None) -> float | None:
@@ -155,9 +166,17 @@ def _given(message: Message, *names: str) -> dict[str, Any]:
     }
 
 
+def _listed(message: Message, name: str, maximum: int = MAXIMUM_LISTED) -> list[Any]:
+    """Return the entries of a repeated field; a message could hold millions of them."""
+    entries = getattr(message, name)
+    if len(entries) > maximum:
+        raise InvalidRequest(f"{name} has {len(entries)} entries; allowed are at most {maximum}")
+    return list(entries)
+
+
 def _condition(message: Message) -> ConditionRequest:
     if not message.HasField("condition"):
-        return ConditionRequest(classes=list(message.class_label) or None)
+        return ConditionRequest(classes=_listed(message, "class_label") or None)
     if message.class_label:
         raise InvalidRequest("give class_label or condition, not both")
     weights = None
@@ -165,7 +184,8 @@ def _condition(message: Message) -> ConditionRequest:
         weights = _rows(message.condition.class_weights)
         if len(weights) == 1:
             weights = weights[0]  # [1, K] -> [K]: the same for all images
-    return ConditionRequest(classes=list(message.condition.classes) or None, class_weights=weights)
+    classes = _listed(message.condition, "classes") or None
+    return ConditionRequest(classes=classes, class_weights=weights)
 
 
 def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
@@ -189,7 +209,7 @@ def _images(images: pb.Images, scale: int) -> Images:
     if form is None:
         raise InvalidImage("no images were sent: set one of levels, unit_values and png")
     if form == "png":
-        return list(images.png.files)
+        return _listed(images.png, "files")
     if _SCALES[form] != (scale or pb.SCALE_LEVELS):
         raise InvalidRequest(f"{form} goes with {pb.Scale.Name(_SCALES[form])}; set scale to it")
     shape = _shape(images, form, _DTYPES[form].itemsize)

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service.core.engine import Engine
 from service.errors import GenserveError, MalformedRequest
+from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 from service.rpc.servicer import GenerationServicer
@@ -49,21 +50,21 @@ class Rpc:
             await self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def create_server(engine: Engine, *, maximum_message_bytes: int) -> Rpc:
+def create_server(engine: Engine, *, metrics: Metrics, maximum_message_bytes: int) -> Rpc:
     """Build the server; it has no port and is not started yet.
 
     A request message of more than `maximum_message_bytes`, as sent or decompressed, is refused by
     gRPC itself with RESOURCE_EXHAUSTED. Answers are not limited.
     """
     server = grpc.aio.server(
-        interceptors=[_Calls()],
+        interceptors=[_Calls(metrics)],
         options=[
             ("grpc.max_receive_message_length", maximum_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared silently
         ],
     )
-    servicer = GenerationServicer(engine)
+    servicer = GenerationServicer(engine, metrics)
     add_GenerationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -75,6 +76,9 @@ def create_server(engine: Engine, *, maximum_message_bytes: int) -> Rpc:
 
 class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Around every call of the service: its id, its errors as statuses, and a line in the log."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     async def intercept_service(
         self,
@@ -88,19 +92,26 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
             return handler
         # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
         return grpc.unary_unary_rpc_method_handler(
-            partial(_answer, method, handler), response_serializer=handler.response_serializer
+            partial(_answer, self._metrics, method, handler),
+            response_serializer=handler.response_serializer,
         )
 
 
 async def _answer(
-    method: str, handler: grpc.RpcMethodHandler, content: bytes, context: grpc.aio.ServicerContext
+    metrics: Metrics,
+    method: str,
+    handler: grpc.RpcMethodHandler,
+    content: bytes,
+    context: grpc.aio.ServicerContext,
 ) -> Message:
     """Answer one call, whatever happens, and write its line in the log."""
     started, request_id = time.monotonic(), _request_id(context)
     status = grpc.StatusCode.CANCELLED  # stays where the client leaves
     await context.send_initial_metadata(((REQUEST_ID, request_id),))
     try:
-        answer = await handler.unary_unary(_parse(handler, content), context)
+        with metrics.counting_refusals(method.lower()):
+            message = _parse(handler, content)
+        answer = await handler.unary_unary(message, context)
         answer.request_id = request_id
         status = grpc.StatusCode.OK
         return answer

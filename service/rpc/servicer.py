@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from service.core.engine import Answer, Engine
 from service.core.models import Model
 from service.core.requests import Request
+from service.metrics import Metrics
 from service.rpc import reading, writing
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceServicer
@@ -28,8 +29,9 @@ _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 class GenerationServicer(GenerationServiceServicer):
     """genserve.v1.GenerationService over an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
+        self._metrics = metrics
 
     async def Sample(self, message: pb.SampleRequest, context: Context) -> pb.SampleResponse:
         """Draw images."""
@@ -96,8 +98,8 @@ class GenerationServicer(GenerationServiceServicer):
         read: Read,
         response: type[Generation],
     ) -> Generation:
-        png, parts = reading.as_png(message), reading.parts(message)
         answer = await self._run(operation, message, context, read)
+        png, parts = reading.as_png(message), reading.parts(message)
         if png:
             # Compression takes a while, in which the thread lets other calls go on.
             return await asyncio.to_thread(writing.generation, response, answer, parts, png)
@@ -105,8 +107,10 @@ class GenerationServicer(GenerationServiceServicer):
 
     async def _run(self, operation: str, message: Message, context: Context, read: Read) -> Answer:
         """Read the request and run it within its timeout and the deadline of the call."""
-        seconds = reading.timeout_seconds(message, context.time_remaining())
-        large = message.ByteSize() > _LARGE_BYTES
-        request = await asyncio.to_thread(read, message) if large else read(message)
+        with self._metrics.counting_refusals(operation):
+            reading.check_answerable(message)
+            seconds = reading.timeout_seconds(message, context.time_remaining())
+            large = message.ByteSize() > _LARGE_BYTES
+            request = await asyncio.to_thread(read, message) if large else read(message)
         model = message.model if message.HasField("model") else None
         return await self._engine.run(operation, request, model=model, timeout_seconds=seconds)

@@ -46,9 +46,9 @@ def counts(metrics: Metrics) -> dict[tuple[str, str, str], float]:
 def _to_proto(body: dict[str, Any]) -> dict[str, Any]:
     fields = dict(body)
     if "images" in fields:
-        array = np.array(fields["images"], np.uint8)
-        sizes = dict(zip(("count", "height", "width", "channels"), array.shape, strict=True))
-        fields["images"] = pb.Images(**sizes, levels=array.tobytes())
+        fields["images"] = _images(fields["images"])
+    if "image" in fields:
+        fields["image"] = _images([fields["image"]])
     if "latents" in fields:
         array = np.array(fields["latents"])
         count, size = array.shape
@@ -57,3 +57,9 @@ def _to_proto(body: dict[str, Any]) -> dict[str, Any]:
         if name in fields:
             fields[name] = pb.Endpoint(**fields[name])
     return fields
+
+
+def _images(levels: list[Any]) -> pb.Images:
+    array = np.array(levels, np.uint8)
+    sizes = dict(zip(("count", "height", "width", "channels"), array.shape, strict=True))
+    return pb.Images(**sizes, levels=array.tobytes())

@@ -143,7 +143,7 @@ async def test_every_operation_that_a_family_declares_is_served_alike_by_both_tr
     assert rest.dtype == grpc.dtype and np.array_equal(rest, grpc)
     assert len(rest) == 3
     assert np.all(np.isfinite(rest))
-    if operation in ("sample", "decode", "reconstruct", "interpolate"):
+    if operation in ("sample", "decode", "reconstruct", "interpolate", "complete"):
         assert rest.shape == (3, SIDE, SIDE, 1) and rest.dtype == np.uint8
 
 
@@ -165,4 +165,5 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "reconstruct": {"images": pictures(), "seed": 5},
     "likelihood": {"images": pictures()},
     "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": 3, "seed": 5},
+    "complete": {"image": pictures()[0], "prefix_rows": 4, "count": 3, "seed": 5},
 }

@@ -18,7 +18,7 @@ from service.api.app import create_app
 from service.core.engine import Answer, Engine
 from service.core.requests import SampleRequest
 from service.core.rows import Progress
-from service.errors import OutOfRange
+from service.errors import OutOfRange, ShuttingDown
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
@@ -248,6 +248,23 @@ async def test_a_deadline_ends_a_stream(
     assert answer.status_code == 504
     with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
         await stub.StreamSample(pb.SampleRequest(model=MODEL, timeout_ms=1)).read()
+
+
+async def test_a_stream_that_nobody_reads_does_not_keep_the_server_from_stopping(
+    engine: Engine, metered: Metered
+) -> None:
+    events = engine.stream("sample", SampleRequest(), model=MODEL)
+    metered.allowed.release()
+    await anext(events)
+    draining = asyncio.create_task(engine.drain())
+    await asyncio.sleep(0)
+    assert not draining.done()
+    engine.abort()
+    metered.allowed.release(100)
+    await asyncio.wait_for(draining, SECONDS)
+    with pytest.raises(ShuttingDown):
+        async for event in events:
+            assert isinstance(event, Progress), "rows may come before the error, no answer does"
 
 
 # Who leaves

@@ -113,6 +113,7 @@ class Engine:
         self._draining = True
         self._batcher.abort()
         self._rows.abort()
+        self._quiet.set()  # a stream whose client does not read would keep `drain` for ever
 
     async def run(
         self,

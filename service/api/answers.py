@@ -59,6 +59,14 @@ class CompleteAnswer(GenerationAnswer):
     note: str | None = Field(None, description="says so, where there are any")
 
 
+class RowsEvent(BaseModel):
+    """Rows of one image that were painted since its last ones: the event `rows` of a stream."""
+
+    image: int = Field(description="which of the images, from 0")
+    first_row: int = Field(description="the first of the rows, from 0 at the top")
+    rows: list[list[int]] = Field(description="levels, [rows, width], whatever `scale` is")
+
+
 class EncodeAnswer(Metadata):
     """Latents of images, in the order of the images."""
 

@@ -1,10 +1,9 @@
 """The REST app: one route for each operation, the models, and what operators watch."""
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -14,8 +13,9 @@ from pydantic import BaseModel
 
 from service.api import formats, openapi
 from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
-from service.api.bodies import BodyLimits, read_body
+from service.api.bodies import JSON, BodyLimits, read_body
 from service.api.catalogue import ModelList, describe_manifest, list_models
+from service.api.connection import while_connected
 from service.api.envelope import Envelope
 from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
@@ -29,18 +29,17 @@ from service.api.schemas import (
     ReconstructBody,
     SampleBody,
 )
+from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.core.engine import Engine
-from service.errors import RequestCancelled
 from service.metrics import Metrics
 
 _DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate,
 complete.
 
 Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
-`application/x-npy`, by `Accept`. Errors are problem details with a stable `reason`."""
+`application/x-npy`, by `Accept`; `/sample/stream` and `/complete/stream` answer with server-sent
+events. Errors are problem details with a stable `reason`."""
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,17 @@ class Operation:
     name: str
     body: type[Body]
     answer: type[BaseModel]
+    streams: bool = False  # whether rows can be had as they are painted
 
 
 OPERATIONS = (
-    Operation("sample", SampleBody, GenerationAnswer),
+    Operation("sample", SampleBody, GenerationAnswer, streams=True),
     Operation("encode", EncodeBody, EncodeAnswer),
     Operation("decode", DecodeBody, GenerationAnswer),
     Operation("reconstruct", ReconstructBody, GenerationAnswer),
     Operation("likelihood", LikelihoodBody, LikelihoodAnswer),
     Operation("interpolate", InterpolateBody, GenerationAnswer),
-    Operation("complete", CompleteBody, CompleteAnswer),
+    Operation("complete", CompleteBody, CompleteAnswer, streams=True),
 )
 
 
@@ -114,6 +114,17 @@ def _operations(engine: Engine, metrics: Metrics, limits: BodyLimits) -> APIRout
             responses=openapi.describe_answers(operation.body, operation.answer),
             openapi_extra=openapi.describe_request(operation.body),
         )
+        if operation.streams:
+            router.add_api_route(
+                f"/{operation.name}/stream",
+                _streaming_handler(engine, operation, limits),
+                methods=["POST"],
+                operation_id=f"{operation.name}_stream",
+                summary=f"As /{operation.name}, with rows of pixels as they are painted.",
+                response_model=None,
+                responses=openapi.describe_events(),
+                openapi_extra=openapi.describe_request(operation.body),
+            )
     return router
 
 
@@ -132,27 +143,28 @@ def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: Bod
             model=body.model,
             timeout_seconds=body.timeout_seconds,
         )
-        answer = await _while_connected(request, run)
+        answer = await while_connected(request, run)
         return formats.write(answer, body, media_type, request.state.request_id)
 
     return handle
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what the work returns, or cancel it when the client leaves (RequestCancelled).
+def _streaming_handler(engine: Engine, operation: Operation, limits: BodyLimits) -> Any:
+    async def handle(request: Request) -> Response:
+        choose(request.headers.get("accept"), [EVENT_STREAM])
+        body = await read_body(request, operation.body, limits)
+        formats.check_answerable(body, JSON)
+        events = engine.stream(
+            operation.name,
+            body.to_core(),
+            model=body.model,
+            timeout_seconds=body.timeout_seconds,
+        )
+        texts = write_events(events, body, request.state.request_id)
+        first = await while_connected(request, anext(texts))  # an error in it has a status
+        return EventStream(request, first, texts)
 
-    The body has been read to its end, so all that is left to receive is the disconnect.
-    """
-    running = asyncio.create_task(work)
-    leaving = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise RequestCancelled("the client left before the result was there")
-        return running.result()
-    finally:
-        running.cancel()
-        leaving.cancel()
+    return handle
 
 
 def _models(engine: Engine) -> APIRouter:

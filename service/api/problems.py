@@ -52,10 +52,12 @@ class Problem(BaseModel):
     request_id: str = Field(description="the id in the server's log, as in X-Request-Id")
 
 
-def problem(status: int, reason: str, detail: str, request_id: str, **details: object) -> Response:
-    """Return a problem as an answer; `details` are JSON values."""
+def describe(
+    status: int, reason: str, detail: str, request_id: str, **details: object
+) -> dict[str, object]:
+    """Return a problem by the names of `Problem`; `details` are JSON values."""
     phrases = {code.value: code.phrase for code in HTTPStatus}
-    content = {
+    return {
         "type": "about:blank",
         "title": phrases.get(status, "Client Closed Request"),
         "status": status,
@@ -64,14 +66,23 @@ def problem(status: int, reason: str, detail: str, request_id: str, **details: o
         "request_id": request_id,
         **details,
     }
-    # ASCII only: a request may have held text that is no UTF-8.
-    return Response(json.dumps(content), status, media_type=PROBLEM_JSON)
+
+
+def describe_error(error: GenserveError, request_id: str) -> dict[str, object]:
+    """Return an error of the tree as a problem."""
+    status = STATUS[type(error)]
+    return describe(status, error.reason, error.message, request_id, **error.details)
+
+
+def describe_internal_error(request_id: str) -> dict[str, object]:
+    """Return a fault of the server, which is in its log, as a problem."""
+    detail = "the server failed; the log of the server has the request id"
+    return describe(500, "INTERNAL", detail, request_id)
 
 
 def internal_problem(request_id: str) -> Response:
-    """Return the answer to a request that met a fault of the server, which is in its log."""
-    detail = "the server failed; the log of the server has the request id"
-    return problem(500, "INTERNAL", detail, request_id)
+    """Return the answer to a request that met a fault of the server."""
+    return _answer(500, describe_internal_error(request_id))
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -82,8 +93,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _on_genserve_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GenserveError)
-    status, request_id = STATUS[type(error)], request.state.request_id
-    response = problem(status, error.reason, error.message, request_id, **error.details)
+    response = _answer(STATUS[type(error)], describe_error(error, request.state.request_id))
     if isinstance(error, errors.QueueFull):
         wait = float(str(error.details["retry_after_seconds"]))
         response.headers["Retry-After"] = str(math.ceil(wait))  # whole seconds
@@ -99,6 +109,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     else:
         detail = f"{request.url.path} does not take {request.method}; it takes {allowed}"
     reason = HTTPStatus(error.status_code).name
-    response = problem(error.status_code, reason, detail, request.state.request_id)
+    content = describe(error.status_code, reason, detail, request.state.request_id)
+    response = _answer(error.status_code, content)
     response.headers.update(error.headers or {})
     return response
+
+
+def _answer(status: int, content: dict[str, object]) -> Response:
+    # ASCII only: a request may have held text that is no UTF-8.
+    return Response(json.dumps(content), status, media_type=PROBLEM_JSON)

@@ -1,10 +1,10 @@
 """The engine: the one object that both transports call."""
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import OPERATIONS, Call, Outputs, Paint, work
 from service.core.requests import Limits, Request, Result
-from service.core.rows import RowScheduler
+from service.core.rows import PaintJob, Progress, RowScheduler
 from service.errors import (
     DeadlineExceeded,
     GenserveError,
@@ -79,7 +79,7 @@ class Engine:
         for name in self._default_models:
             # Where the newest version is refused, the name means the one before it.
             while (model := self.models.find(name)).state == "available":
-                with contextlib.suppress(ModelUnavailable):  # the refusal has been logged
+                with suppress(ModelUnavailable):  # the refusal has been logged
                     await self.models.load(model)
 
     def readiness(self) -> dict[str, str]:
@@ -95,7 +95,7 @@ class Engine:
         """Return the operations that run on this model where a request names none."""
         operations = []
         for operation in model.manifest.operations if model.manifest else ():
-            with contextlib.suppress(GenserveError):  # no default model offers it
+            with suppress(GenserveError):  # no default model offers it
                 if self._default_model(operation) is model:
                     operations.append(operation)
         return operations
@@ -113,6 +113,7 @@ class Engine:
         self._draining = True
         self._batcher.abort()
         self._rows.abort()
+        self._quiet.set()  # a stream whose client does not read would keep `drain` for ever
 
     async def run(
         self,
@@ -126,6 +127,42 @@ class Engine:
 
         Raises a GenserveError; whatever it is, other requests are untouched by it.
         """
+        with self._admitted(operation, model, timeout_seconds) as (found, deadline):
+            async with aclosing(self._drive(found, operation, request, deadline)) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        return step
+        raise AssertionError("an operation ends with its answer")
+
+    async def stream(
+        self,
+        operation: str,
+        request: Request,
+        *,
+        model: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> AsyncGenerator[Progress | Answer, None]:
+        """Run an operation as `run` does, and yield rows as they are painted, then the answer.
+
+        Operations that paint no rows yield the answer alone. Closing the iterator frees the slots
+        of its images before their next row. Raises a GenserveError.
+        """
+        with self._admitted(operation, model, timeout_seconds) as (found, deadline):
+            async with aclosing(self._drive(found, operation, request, deadline)) as steps:
+                async for step in steps:
+                    if isinstance(step, Answer):
+                        answer = step
+                        break
+                    async with aclosing(self._rows.follow(step)) as rows:
+                        async for progress in rows:
+                            yield progress
+        yield answer  # after the request is counted: whoever reads it slowly holds nothing up
+
+    @contextmanager
+    def _admitted(
+        self, operation: str, model: str | None, timeout_seconds: float | None
+    ) -> Iterator[tuple[Model, float]]:
+        """Take a request, for a model and until a deadline, and count how it ends."""
         started = time.monotonic()
         label, code = "", "INTERNAL"
         self._enter()
@@ -137,13 +174,12 @@ class Engine:
             _check_offered(found, operation)
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
-            answer = await self._run(found, operation, request, started + timeout_seconds)
+            yield found, started + timeout_seconds
             code = "OK"
-            return answer
         except GenserveError as error:
             code = error.reason
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             code = RequestCancelled.reason
             raise
         finally:
@@ -163,22 +199,19 @@ class Engine:
         if not self._in_flight:
             self._quiet.set()
 
-    async def _run(self, model: Model, operation: str, request: Request, deadline: float) -> Answer:
-        await self._load(model, deadline)
-        manifest = model.manifest
-        assert manifest is not None, "a model that is ready has a manifest"
-        steps = OPERATIONS[operation](manifest, request, self.limits)
-        values = work(manifest, request) * manifest.event.dimensions
-        result = await self._drive(model, steps, deadline, large=values > _LARGE_VALUES)
-        self._metrics.images.labels(model.name, operation).inc(result.count)
-        return Answer(manifest, result, self._reproducible)
-
-    async def _drive(self, model: Model, steps: Steps, deadline: float, large: bool) -> Result:
-        """Run the graph calls of an operation until it returns its result.
+    async def _drive(
+        self, model: Model, operation: str, request: Request, deadline: float
+    ) -> AsyncGenerator[PaintJob | Answer, None]:
+        """Run the steps of an operation; yields what is being painted meanwhile, then the answer.
 
         The arrays of a large request take milliseconds to prepare: that happens on a thread, so
         that others are answered meanwhile.
         """
+        await self._load(model, deadline)
+        manifest = model.manifest
+        assert manifest is not None, "a model that is ready has a manifest"
+        steps: Steps = OPERATIONS[operation](manifest, request, self.limits)
+        large = work(manifest, request) * manifest.event.dimensions > _LARGE_VALUES
         outputs: Outputs | None = None
         while True:
             if large:
@@ -186,18 +219,20 @@ class Engine:
             else:
                 step = _advance(steps, outputs)
             if isinstance(step, Paint):
-                outputs = await self._paint(model, step, deadline)
+                ports = manifest.graphs[step.graph]
+                job = self._rows.submit(model.graphs[step.graph], ports, step.canvas, deadline)
+                try:
+                    yield job
+                    await self._rows.finish(job)
+                finally:
+                    job.future.cancel()  # frees the slots, if nobody waits for the rest
+                outputs = {"levels": job.levels, "log_probability": job.log_probability}
             elif isinstance(step, Call):
                 outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
             else:
-                return step
-
-    async def _paint(self, model: Model, paint: Paint, deadline: float) -> Outputs:
-        assert model.manifest is not None, "a model that is ready has a manifest"
-        ports = model.manifest.graphs[paint.graph]
-        job = self._rows.submit(model.graphs[paint.graph], ports, paint.canvas, deadline)
-        await self._rows.finish(job)
-        return {"levels": job.levels, "log_probability": job.log_probability}
+                self._metrics.images.labels(model.name, operation).inc(step.count)
+                yield Answer(manifest, step, self._reproducible)
+                return
 
     async def _load(self, model: Model, deadline: float) -> None:
         if model.state == "ready":

@@ -9,11 +9,12 @@ caches of zeros, and leaves it when its last row is done or nobody waits for it 
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Canvas:
 class PaintJob:
     """One request: its canvas, and what has been painted so far.
 
-    Whoever streams it waits for `changed`, clears it, and reads up to `rows_done`.
+    `changed` is set with every new row, and when the future ends; `follow` clears it.
     """
 
     canvas: Canvas
@@ -69,6 +70,15 @@ class PaintJob:
     def waiting(self) -> int:
         """Images without a slot."""
         return 0 if self.future.done() else len(self.canvas) - self.joined
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Rows of one image that were painted since the last ones of it were told."""
+
+    image: int
+    first_row: int
+    levels: NDArray[np.uint8]  # [rows, W]
 
 
 @dataclass(eq=False)
@@ -205,11 +215,24 @@ class RowScheduler:
 
     async def finish(self, job: PaintJob) -> None:
         """Wait for the last row; raises DeadlineExceeded, ShuttingDown or InferenceFailed."""
-        try:
-            async with asyncio.timeout(job.deadline - self._clock()):
-                await job.future
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the last row was painted") from None
+        async with self._until_deadline(job):
+            await job.future
+
+    async def follow(self, job: PaintJob) -> AsyncGenerator[Progress, None]:
+        """Yield rows as they get done, until the last; raises DeadlineExceeded.
+
+        Nothing queues up: who asks late gets more rows of an image at once. A job that fails ends
+        the rows; `finish` says why.
+        """
+        told = np.zeros_like(job.rows_done)
+        while job.changed.is_set() or not job.future.done():
+            async with self._until_deadline(job):
+                await job.changed.wait()
+            job.changed.clear()
+            for image in np.flatnonzero(job.rows_done > told).tolist():
+                first, last = int(told[image]), int(job.rows_done[image])
+                told[image] = last
+                yield Progress(image, first, job.levels[image, first:last].copy())
 
     def abort(self) -> None:
         """Fail whatever is waiting or being painted with ShuttingDown."""
@@ -224,6 +247,14 @@ class RowScheduler:
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._pool.shutdown()
+
+    @contextlib.asynccontextmanager
+    async def _until_deadline(self, job: PaintJob) -> AsyncGenerator[None, None]:
+        try:
+            async with asyncio.timeout(job.deadline - self._clock()):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the last row was painted") from None
 
     def _check_room(self, images: int, deadline: float) -> None:
         if self._closing:

@@ -4,7 +4,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -91,9 +92,13 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         if handler is None or service != SERVICE:
             return handler
         # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
+        serializer = handler.response_serializer
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                partial(_stream, self._metrics, method, handler), response_serializer=serializer
+            )
         return grpc.unary_unary_rpc_method_handler(
-            partial(_answer, self._metrics, method, handler),
-            response_serializer=handler.response_serializer,
+            partial(_answer, self._metrics, method, handler), response_serializer=serializer
         )
 
 
@@ -104,17 +109,44 @@ async def _answer(
     content: bytes,
     context: grpc.aio.ServicerContext,
 ) -> Message:
-    """Answer one call, whatever happens, and write its line in the log."""
-    started, request_id = time.monotonic(), _request_id(context)
-    status = grpc.StatusCode.CANCELLED  # stays where the client leaves
-    await context.send_initial_metadata(((REQUEST_ID, request_id),))
-    try:
+    """Answer one call."""
+    async with _enveloped(method, context) as request_id:
         with metrics.counting_refusals(method.lower()):
             message = _parse(handler, content)
         answer = await handler.unary_unary(message, context)
         answer.request_id = request_id
-        status = grpc.StatusCode.OK
         return answer
+
+
+async def _stream(
+    metrics: Metrics,
+    method: str,
+    handler: grpc.RpcMethodHandler,
+    content: bytes,
+    context: grpc.aio.ServicerContext,
+) -> None:
+    """Answer one call with messages; the next one is asked for once the last one is on its way."""
+    async with _enveloped(method, context) as request_id:
+        with metrics.counting_refusals(method.lower()):
+            request = _parse(handler, content)
+        # Closed here, so that the work ends at once where the client leaves.
+        async with aclosing(handler.unary_stream(request, context)) as messages:
+            async for message in messages:
+                if message.HasField("result"):
+                    message.result.request_id = request_id
+                await context.write(message)
+
+
+@asynccontextmanager
+async def _enveloped(method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[str]:
+    """End a call with a status, whatever happens, and write its line in the log."""
+    started, request_id = time.monotonic(), _request_id(context)
+    status = grpc.StatusCode.CANCELLED  # stays where the client leaves
+    await context.send_initial_metadata(((REQUEST_ID, request_id),))
+    try:
+        yield request_id
+        status = grpc.StatusCode.OK
+        return
     except GenserveError as error:
         refusal = to_status(error)
         status = refusal.code

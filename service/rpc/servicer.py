@@ -5,8 +5,9 @@ An error leaves a method as a GenserveError; the server around it makes it a sta
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -22,6 +23,7 @@ from service.rpc.writing import Generation
 
 Read = Callable[[Any], Request]
 Context: TypeAlias = grpc.aio.ServicerContext
+Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 
@@ -75,6 +77,20 @@ class GenerationServicer(GenerationServiceServicer):
             "complete", message, context, reading.complete, pb.CompleteResponse
         )
 
+    def StreamSample(
+        self, message: pb.SampleRequest, context: Context
+    ) -> AsyncGenerator[pb.StreamSampleResponse, None]:
+        """Draw images, and send rows as they are painted."""
+        forms = pb.StreamSampleResponse, pb.SampleResponse
+        return self._stream("sample", message, context, reading.sample, *forms)
+
+    def StreamComplete(
+        self, message: pb.CompleteRequest, context: Context
+    ) -> AsyncGenerator[pb.StreamCompleteResponse, None]:
+        """Draw the rest of an image, and send rows as they are painted."""
+        forms = pb.StreamCompleteResponse, pb.CompleteResponse
+        return self._stream("complete", message, context, reading.complete, *forms)
+
     async def ListModels(
         self, message: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
@@ -99,18 +115,47 @@ class GenerationServicer(GenerationServiceServicer):
         response: type[Generation],
     ) -> Generation:
         answer = await self._run(operation, message, context, read)
-        png, parts = reading.as_png(message), reading.parts(message)
-        if png:
-            # Compression takes a while, in which the thread lets other calls go on.
-            return await asyncio.to_thread(writing.generation, response, answer, parts, png)
-        return writing.generation(response, answer, parts, png)
+        return await _written(response, answer, message)
+
+    async def _stream(
+        self,
+        operation: str,
+        message: Message,
+        context: Context,
+        read: Read,
+        step: type[Step],
+        response: type[Generation],
+    ) -> AsyncGenerator[Step, None]:
+        """Yield rows as they are painted, then the answer."""
+        asked = await self._asked(operation, message, context, read)
+        async with aclosing(self._engine.stream(operation, **asked)) as events:
+            async for event in events:
+                if isinstance(event, Answer):
+                    yield step(result=await _written(response, event, message))
+                else:
+                    yield step(rows=writing.rows(event))
 
     async def _run(self, operation: str, message: Message, context: Context, read: Read) -> Answer:
-        """Read the request and run it within its timeout and the deadline of the call."""
+        asked = await self._asked(operation, message, context, read)
+        return await self._engine.run(operation, **asked)
+
+    async def _asked(
+        self, operation: str, message: Message, context: Context, read: Read
+    ) -> dict[str, Any]:
+        """Return what the engine is asked, within the request's timeout and the call's deadline."""
         with self._metrics.counting_refusals(operation):
             reading.check_answerable(message)
-            seconds = reading.timeout_seconds(message, context.time_remaining())
             large = message.ByteSize() > _LARGE_BYTES
-            request = await asyncio.to_thread(read, message) if large else read(message)
-        model = message.model if message.HasField("model") else None
-        return await self._engine.run(operation, request, model=model, timeout_seconds=seconds)
+            return {
+                "timeout_seconds": reading.timeout_seconds(message, context.time_remaining()),
+                "request": await asyncio.to_thread(read, message) if large else read(message),
+                "model": message.model if message.HasField("model") else None,
+            }
+
+
+async def _written(response: type[Generation], answer: Answer, message: Message) -> Generation:
+    png, parts = reading.as_png(message), reading.parts(message)
+    if png:
+        # Compression takes a while, in which the thread lets other calls go on.
+        return await asyncio.to_thread(writing.generation, response, answer, parts, png)
+    return writing.generation(response, answer, parts, png)

@@ -10,6 +10,7 @@ from service.core.manifest import Manifest
 from service.core.models import Model
 from service.core.noise import SCHEME
 from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
+from service.core.rows import Progress
 from service.errors import NotAcceptable
 from service.images import levels_to_png
 from service.rpc.pb import generation_service_pb2 as pb
@@ -42,6 +43,18 @@ def generation(
     if response is pb.CompleteResponse:
         fields |= {"late_known_pixels": result.late_known_pixels, "note": result.note}
     return response(**fields)
+
+
+def rows(progress: Progress) -> pb.Rows:
+    """Return rows of an image that were painted."""
+    count, width = progress.levels.shape
+    return pb.Rows(
+        image=progress.image,
+        first_row=progress.first_row,
+        count=count,
+        width=width,
+        levels=progress.levels.tobytes(),
+    )
 
 
 def encoding(answer: Answer, parts: Sequence[str]) -> pb.EncodeResponse:

@@ -521,6 +521,36 @@ class CompleteResponse(_message.Message):
     note: str
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
+class StreamSampleResponse(_message.Message):
+    __slots__ = ("rows", "result")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    rows: Rows
+    result: SampleResponse
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ...) -> None: ...
+
+class StreamCompleteResponse(_message.Message):
+    __slots__ = ("rows", "result")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    rows: Rows
+    result: CompleteResponse
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ...) -> None: ...
+
+class Rows(_message.Message):
+    __slots__ = ("image", "first_row", "count", "width", "levels")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    image: int
+    first_row: int
+    count: int
+    width: int
+    levels: bytes
+    def __init__(self, image: _Optional[int] = ..., first_row: _Optional[int] = ..., count: _Optional[int] = ..., width: _Optional[int] = ..., levels: _Optional[bytes] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -71,6 +71,16 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.StreamSample = channel.unary_stream(
+                '/genserve.v1.GenerationService/StreamSample',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.FromString,
+                _registered_method=True)
+        self.StreamComplete = channel.unary_stream(
+                '/genserve.v1.GenerationService/StreamComplete',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/genserve.v1.GenerationService/ListModels',
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ListModelsRequest.SerializeToString,
@@ -137,6 +147,22 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamSample(self, request, context):
+        """Does as Sample, and sends rows of pixels as they are painted; the last message is the result. A
+        model that paints no rows sends the result alone. An error on the way is the status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamComplete(self, request, context):
+        """Does as Complete, and sends rows of pixels as they are painted; the last message is the result.
+        An error on the way is the status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists all models, including those that were refused. There are few, so there are no pages.
         """
@@ -188,6 +214,16 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.SerializeToString,
+            ),
+            'StreamSample': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamSample,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.SerializeToString,
+            ),
+            'StreamComplete': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamComplete,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -391,6 +427,60 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/Complete',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamSample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/genserve.v1.GenerationService/StreamSample',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamComplete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/genserve.v1.GenerationService/StreamComplete',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -117,7 +117,7 @@ def _operations(engine: Engine, metrics: Metrics, limits: BodyLimits) -> APIRout
         if operation.streams:
             router.add_api_route(
                 f"/{operation.name}/stream",
-                _streaming_handler(engine, operation, limits),
+                _streaming_handler(engine, metrics, operation, limits),
                 methods=["POST"],
                 operation_id=f"{operation.name}_stream",
                 summary=f"As /{operation.name}, with rows of pixels as they are painted.",
@@ -149,14 +149,18 @@ def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: Bod
     return handle
 
 
-def _streaming_handler(engine: Engine, operation: Operation, limits: BodyLimits) -> Any:
+def _streaming_handler(
+    engine: Engine, metrics: Metrics, operation: Operation, limits: BodyLimits
+) -> Any:
     async def handle(request: Request) -> Response:
-        choose(request.headers.get("accept"), [EVENT_STREAM])
-        body = await read_body(request, operation.body, limits)
-        formats.check_answerable(body, JSON)
+        with metrics.counting_refusals(operation.name):
+            choose(request.headers.get("accept"), [EVENT_STREAM])
+            body = await read_body(request, operation.body, limits)
+            formats.check_answerable(body, JSON)
+            asked = body.to_core()
         events = engine.stream(
             operation.name,
-            body.to_core(),
+            asked,
             model=body.model,
             timeout_seconds=body.timeout_seconds,
         )

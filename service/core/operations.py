@@ -336,8 +336,11 @@ def _painted(
     controls = _row_controls(manifest, request)
     graph = "row_step_filtered" if len(controls) > 1 else "row_step"
     weights = class_weights(manifest, request.condition, len(forced), seed)
+    uniforms = _pixel_noise(manifest.graphs[graph], seed, forced.shape)
+    if controls["temperature"] == 0.0:
+        uniforms = np.zeros_like(uniforms)  # of equally likely levels, greedy takes the lowest
     canvas = Canvas(
-        uniforms=_pixel_noise(manifest.graphs[graph], seed, forced.shape),
+        uniforms=uniforms,
         forced=forced,
         class_weights=weights,
         controls={name: np.full(len(forced), value) for name, value in controls.items()},

@@ -11,7 +11,8 @@ from typing import Literal
 from service.core.batcher import Batcher
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
-from service.core.operations import OPERATIONS, Call, Outputs, Paint, work
+from service.core.operations import OPERATIONS, Call, Outputs, work
+from service.core.painting import Paint
 from service.core.requests import Limits, Request, Result
 from service.core.rows import PaintJob, Progress, RowScheduler
 from service.errors import (

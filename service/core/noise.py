@@ -71,6 +71,11 @@ def uniform(seeds: Words, purpose: str, items: Words, size: int, start: int = 0)
     return (words[:, offset : offset + size].astype(np.float64) + 0.5) / 2.0**32
 
 
+def to_float32(uniforms: Floats) -> NDArray[np.float32]:
+    """Round to float32, but never to 1, which the scheme promises not to draw."""
+    return np.minimum(uniforms.astype(np.float32), np.float32(1.0 - 2.0**-24))
+
+
 def normal(uniforms: Floats, truncation: float | None = None) -> Floats:
     """Map uniforms to standard normals by the inverse distribution function.
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from service.core import latents as space
 from service.core import noise
 from service.core.conditions import class_weights, is_given
+from service.core.controls import control, refuse_controls
 from service.core.manifest import Graph, Manifest, Port
+from service.core.painting import Paint, known_pixels, painted
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
@@ -35,9 +37,7 @@ from service.core.requests import (
     Scale,
     check_range,
 )
-from service.core.rows import Canvas
 from service.errors import (
-    ControlNotOffered,
     InvalidLatent,
     InvalidRequest,
     LatentSpaceMismatch,
@@ -55,13 +55,6 @@ class Call(NamedTuple):
     inputs: dict[str, Array]
 
 
-class Paint(NamedTuple):
-    """A canvas to paint row by row; levels and log_probability come back, [N, H, W]."""
-
-    graph: str
-    canvas: Canvas
-
-
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
 Scoring = Generator[Call, Outputs, LikelihoodResult]
@@ -73,10 +66,10 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
     seed = _seed(request.seed)
     if manifest.program == "raster_rows":
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
-        return (yield from _painted(manifest, request, free, seed))
-    _refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
-    temperature = _control(manifest, "temperature", request.temperature)
-    truncation = _control(manifest, "truncation", request.truncation)
+        return (yield from painted(manifest, request, free, seed))
+    refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
+    temperature = control(manifest, "temperature", request.temperature)
+    truncation = control(manifest, "truncation", request.truncation)
     items = np.arange(request.count, dtype=np.uint64)
     size = _latent_size(manifest)
     latents = space.draw(seed, items, size, 1.0 if temperature is None else temperature, truncation)
@@ -95,10 +88,10 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
     levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
-    known = _known(manifest, request)
+    known = known_pixels(manifest, request)
     forced = np.where(known, levels.astype(np.int64), -1)
     forced = np.repeat(forced[None], request.count, axis=0)
-    return (yield from _painted(manifest, request, forced, seed))
+    return (yield from painted(manifest, request, forced, seed))
 
 
 def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decoding:
@@ -328,95 +321,6 @@ def _one_image(
     return read_images(manifest, images, scale, limits)
 
 
-def _painted(
-    manifest: Manifest, request: SampleRequest, forced: NDArray[np.int64], seed: int
-) -> Decoding:
-    """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free."""
-    _refuse_controls(manifest, request, ("truncation",))
-    controls = _row_controls(manifest, request)
-    graph = "row_step_filtered" if len(controls) > 1 else "row_step"
-    weights = class_weights(manifest, request.condition, len(forced), seed)
-    uniforms = _pixel_noise(manifest.graphs[graph], seed, forced.shape)
-    if controls["temperature"] == 0.0:
-        uniforms = np.zeros_like(uniforms)  # of equally likely levels, greedy takes the lowest
-    canvas = Canvas(
-        uniforms=uniforms,
-        forced=forced,
-        class_weights=weights,
-        controls={name: np.full(len(forced), value) for name, value in controls.items()},
-    )
-    outputs = yield Paint(graph, canvas)
-    log_probability = outputs["log_probability"].astype(np.float64)
-    late = _late_known(forced)
-    levels = outputs["levels"][:, :, :, None]
-    return GenerationResult(
-        images=levels
-        if request.scale == "levels"
-        else levels / np.float32(manifest.event.levels - 1),
-        latents=None,
-        class_weights=weights,
-        seed=seed,
-        log_likelihood=log_probability.sum(axis=(1, 2)),
-        log_weight=(log_probability * late).sum(axis=(1, 2)),
-        late_known_pixels=int(late[0].sum()),
-    )
-
-
-def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel."""
-    port = graph.input("noise")
-    assert port is not None, "a row step draws its pixels by noise"
-    count, height, width = shape
-    items = np.arange(count, dtype=np.uint64)
-    uniforms = noise.uniform(
-        np.full(count, seed, np.uint64), str(port.purpose), items, height * width
-    )
-    return _below_one(uniforms).reshape(count, height, width)
-
-
-def _late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return where a known pixel comes after an unknown one in raster order, [N, H, W]."""
-    flat = forced.reshape(len(forced), -1)
-    after_unknown = np.cumsum(flat < 0, axis=1) > 0
-    late: NDArray[np.bool_] = (after_unknown & (flat >= 0)).reshape(forced.shape)
-    return late
-
-
-def _known(manifest: Manifest, request: CompleteRequest) -> NDArray[np.bool_]:
-    """Return which pixels are known, [H, W]."""
-    height, width, _ = manifest.event.shape
-    if (request.prefix_rows is None) == (request.known is None):
-        raise InvalidRequest("give exactly one of prefix_rows and known")
-    if request.prefix_rows is not None:
-        check_range("prefix_rows", request.prefix_rows, 0, height)
-        return np.repeat(np.arange(height)[:, None] < request.prefix_rows, width, axis=1)
-    known = np.asarray(request.known)
-    if known.shape != (height, width) or known.dtype != np.bool_:
-        raise InvalidRequest(
-            f"known has shape {list(known.shape)} of {known.dtype}; "
-            f"{manifest.name} takes booleans of [{height}, {width}], true where the pixel is known"
-        )
-    return known
-
-
-def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
-    """Return the controls of a row step by port: temperature, and top_k and top_p if asked for.
-
-    Greedy is temperature 0, which a request can't ask for by number.
-    """
-    temperature = _control(manifest, "temperature", request.temperature)
-    greedy = _control(manifest, "greedy", request.greedy)
-    if greedy and request.temperature is not None:
-        raise InvalidRequest("greedy takes the most likely level: leave out temperature")
-    controls = {"temperature": 0.0 if greedy else 1.0 if temperature is None else temperature}
-    top_k = _control(manifest, "top_k", request.top_k)
-    top_p = _control(manifest, "top_p", request.top_p)
-    if top_k is not None or top_p is not None:
-        controls["top_k"] = manifest.event.levels if top_k is None else top_k
-        controls["top_p"] = 1.0 if top_p is None else top_p
-    return controls
-
-
 def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoint], int]:
     """Return the endpoints of the one shape that is asked for, and the columns of its picture."""
     path = [point for point in (request.start, request.end) if point]
@@ -458,12 +362,7 @@ def _noise(
     uniforms = noise.uniform(seeds, str(port.purpose), items, size)
     if port.distribution == "normal":
         return noise.normal(uniforms).astype(np.float32)
-    return _below_one(uniforms)
-
-
-def _below_one(uniforms: Floats) -> NDArray[np.float32]:
-    """Round to float32, but never to 1, which the scheme promises not to draw."""
-    return np.minimum(uniforms.astype(np.float32), np.float32(1.0 - 2.0**-24))
+    return noise.to_float32(uniforms)
 
 
 def _no_noise(port: Port) -> Array:
@@ -474,29 +373,6 @@ def _output(graph: Graph, outputs: Outputs, role: str) -> Array:
     port = graph.output(role)
     assert port is not None, f"the manifest was checked for an output of role {role}"
     return outputs[port.name]
-
-
-def _control(manifest: Manifest, name: str, value: float | None) -> float | None:
-    """Return the value of a control: as asked and in range, or its default."""
-    control = manifest.controls.get(name)  # type: ignore[call-overload]
-    if control is None:
-        if value is not None:
-            raise ControlNotOffered(
-                f"{manifest.name} has no {name}; it has {sorted(manifest.controls)}",
-                controls=sorted(manifest.controls),
-            )
-        return None
-    if value is None:
-        default: float | None = control.default
-        return default
-    check_range(name, value, control.minimum, control.maximum)
-    return value
-
-
-def _refuse_controls(manifest: Manifest, request: SampleRequest, names: Sequence[str]) -> None:
-    """Refuse controls that mean nothing to the model's program, with those that it has."""
-    for name in names:
-        _control(manifest, name, getattr(request, name))
 
 
 def _check_latents(manifest: Manifest, latents: Array) -> Array:

@@ -1,0 +1,30 @@
+"""Controls: the numbers that a model lets a request set, by its manifest."""
+
+from collections.abc import Sequence
+
+from service.core.manifest import Manifest
+from service.core.requests import SampleRequest, check_range
+from service.errors import ControlNotOffered
+
+
+def control(manifest: Manifest, name: str, value: float | None) -> float | None:
+    """Return the value of a control: as asked and in range, or its default."""
+    offered = manifest.controls.get(name)  # type: ignore[call-overload]
+    if offered is None:
+        if value is not None:
+            raise ControlNotOffered(
+                f"{manifest.name} has no {name}; it has {sorted(manifest.controls)}",
+                controls=sorted(manifest.controls),
+            )
+        return None
+    if value is None:
+        default: float | None = offered.default
+        return default
+    check_range(name, value, offered.minimum, offered.maximum)
+    return value
+
+
+def refuse_controls(manifest: Manifest, request: SampleRequest, names: Sequence[str]) -> None:
+    """Refuse controls that mean nothing to the model's program, with those that it has."""
+    for name in names:
+        control(manifest, name, getattr(request, name))

@@ -1,0 +1,117 @@
+"""Painting: what a raster model is asked row by row, and what comes of it."""
+
+from collections.abc import Generator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core import noise
+from service.core.conditions import class_weights
+from service.core.controls import control, refuse_controls
+from service.core.manifest import Graph, Manifest
+from service.core.requests import (
+    Array,
+    CompleteRequest,
+    GenerationResult,
+    SampleRequest,
+    check_range,
+)
+from service.core.rows import Canvas
+from service.errors import InvalidRequest
+
+
+class Paint(NamedTuple):
+    """A canvas to paint row by row; levels and log_probability come back, [N, H, W]."""
+
+    graph: str
+    canvas: Canvas
+
+
+def painted(
+    manifest: Manifest, request: SampleRequest, forced: NDArray[np.int64], seed: int
+) -> Generator[Paint, Mapping[str, Array], GenerationResult]:
+    """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free."""
+    refuse_controls(manifest, request, ("truncation",))
+    controls = _row_controls(manifest, request)
+    graph = "row_step_filtered" if len(controls) > 1 else "row_step"
+    weights = class_weights(manifest, request.condition, len(forced), seed)
+    uniforms = _pixel_noise(manifest.graphs[graph], seed, forced.shape)
+    if controls["temperature"] == 0.0:
+        uniforms = np.zeros_like(uniforms)  # of equally likely levels, greedy takes the lowest
+    canvas = Canvas(
+        uniforms=uniforms,
+        forced=forced,
+        class_weights=weights,
+        controls={name: np.full(len(forced), value) for name, value in controls.items()},
+    )
+    outputs = yield Paint(graph, canvas)
+    log_probability = outputs["log_probability"].astype(np.float64)
+    late = _late_known(forced)
+    levels = outputs["levels"][:, :, :, None]
+    return GenerationResult(
+        images=levels
+        if request.scale == "levels"
+        else levels / np.float32(manifest.event.levels - 1),
+        latents=None,
+        class_weights=weights,
+        seed=seed,
+        log_likelihood=log_probability.sum(axis=(1, 2)),
+        log_weight=(log_probability * late).sum(axis=(1, 2)),
+        late_known_pixels=int(late[0].sum()),
+    )
+
+
+def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel."""
+    port = graph.input("noise")
+    assert port is not None, "a row step draws its pixels by noise"
+    count, height, width = shape
+    items = np.arange(count, dtype=np.uint64)
+    uniforms = noise.uniform(
+        np.full(count, seed, np.uint64), str(port.purpose), items, height * width
+    )
+    return noise.to_float32(uniforms).reshape(count, height, width)
+
+
+def _late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where a known pixel comes after an unknown one in raster order, [N, H, W]."""
+    flat = forced.reshape(len(forced), -1)
+    after_unknown = np.cumsum(flat < 0, axis=1) > 0
+    late: NDArray[np.bool_] = (after_unknown & (flat >= 0)).reshape(forced.shape)
+    return late
+
+
+def known_pixels(manifest: Manifest, request: CompleteRequest) -> NDArray[np.bool_]:
+    """Return which pixels are known, [H, W]."""
+    height, width, _ = manifest.event.shape
+    if (request.prefix_rows is None) == (request.known is None):
+        raise InvalidRequest("give exactly one of prefix_rows and known")
+    if request.prefix_rows is not None:
+        check_range("prefix_rows", request.prefix_rows, 0, height)
+        return np.repeat(np.arange(height)[:, None] < request.prefix_rows, width, axis=1)
+    known = np.asarray(request.known)
+    if known.shape != (height, width) or known.dtype != np.bool_:
+        raise InvalidRequest(
+            f"known has shape {list(known.shape)} of {known.dtype}; "
+            f"{manifest.name} takes booleans of [{height}, {width}], true where the pixel is known"
+        )
+    return known
+
+
+def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
+    """Return the controls of a row step by port: temperature, and top_k and top_p if asked for.
+
+    Greedy is temperature 0, which a request can't ask for by number.
+    """
+    temperature = control(manifest, "temperature", request.temperature)
+    greedy = control(manifest, "greedy", request.greedy)
+    if greedy and request.temperature is not None:
+        raise InvalidRequest("greedy takes the most likely level: leave out temperature")
+    controls = {"temperature": 0.0 if greedy else 1.0 if temperature is None else temperature}
+    top_k = control(manifest, "top_k", request.top_k)
+    top_p = control(manifest, "top_p", request.top_p)
+    if top_k is not None or top_p is not None:
+        controls["top_k"] = manifest.event.levels if top_k is None else top_k
+        controls["top_p"] = 1.0 if top_p is None else top_p
+    return controls

@@ -29,6 +29,7 @@ check: .venv/developing .venv-proto/ready
 	mkdir -p build/proto
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTO)
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/proto/service/rpc/pb service/rpc/pb
+	$(BIN)/python -m service.core.manifest | diff - docs/manifest.schema.json
 
 fix: .venv/developing
 	$(BIN)/ruff check --fix .

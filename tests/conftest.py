@@ -6,10 +6,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.api.app import create_app
 from service.core.engine import Engine
 from service.metrics import Metrics
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import Rpc, create_server
+from service.server import build_engine
 from service.settings import Settings
 from tests.fakes import write_toy_raster, write_toys
 
@@ -38,8 +40,6 @@ def settings(repository: Path) -> Settings:
 @pytest.fixture
 async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
     """An engine with the default toy models loaded; toy-raster loads when it is asked for."""
-    from service.server import build_engine
-
     built = build_engine(settings, metrics)
     await built.load_default_models()
     yield built
@@ -49,8 +49,6 @@ async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
 @pytest.fixture
 async def client(engine: Engine, metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the REST app over the engine; bodies are at most 64 KiB."""
-    from service.api.app import create_app
-
     app = create_app(
         engine, metrics=metrics, maximum_body_bytes=64 * 1024, cors_origins=(), version="1.2.3"
     )

@@ -3,9 +3,9 @@
 Run `python -m model_zoo.train RECIPE`, or without a recipe for all of them. A run lives in
 `runs/<model>/`: a checkpoint after every epoch, from which a run that was stopped goes on bit for
 bit; `log.jsonl` with the figures on the `select` split; sample sheets. When the last epoch is
-over, the weights kept are measured once on the test split and written to `model_zoo/weights/` with
-a record of what they are. The same recipe gives the same weights, for one build of torch and one
-number of threads.
+over, the weights kept are rounded to float16, measured once on the test split and written to
+`model_zoo/weights/` with a record of what they are. The same recipe gives the same weights, for
+one build of torch and one number of threads.
 """
 
 from __future__ import annotations
@@ -227,11 +227,26 @@ def train(
     run.train()
     model = run.average
     load_model(model, folder / "kept.safetensors")
+    halves = round_to_half(model)
     weights.mkdir(parents=True, exist_ok=True)
-    write_atomically(weights / f"{recipe.name}.safetensors", lambda path: save_model(model, path))
+    write_atomically(weights / f"{recipe.name}.safetensors", lambda path: save_model(halves, path))
     record = make_record(recipe, model, run.measure(model, "test"), splits)
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(weights / f"{recipe.name}.json", lambda path: path.write_text(text))
+
+
+def round_to_half(model: Trainable) -> Trainable:
+    """Round weights to numbers that float16 holds, in place, and return a copy of that type.
+
+    Files are half as large, and what is measured is what is served: in float32, with these numbers.
+    Raises TrainingError where a weight is beyond float16's range.
+    """
+    halves = deepcopy(model).half()
+    state = halves.state_dict()
+    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+        raise TrainingError("a weight is above 65504, the largest of float16: train it smaller")
+    model.load_state_dict(state)
+    return halves
 
 
 def make_record(

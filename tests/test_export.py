@@ -179,6 +179,24 @@ def test_graphs_that_share_a_layer_store_it_once(toy, tmp_path):
     assert (shared / "decode.onnx").stat().st_size < 20_000
 
 
+def test_weights_that_float16_holds_take_half_the_room_and_stay_the_same(toy, tmp_path):
+    painter = Painter()
+    with torch.no_grad():
+        for weight in painter.parameters():
+            weight.copy_(weight.half())
+    halved = export(tmp_path, decode_graph(painter))
+    check_artifact(halved)
+    assert (halved / "weights.bin").stat().st_size < 0.6 * (toy / "weights.bin").stat().st_size
+    stored = onnx.load(halved / "decode.onnx").graph.initializer
+    kept = {
+        tensor.name.removesuffix("_half"): onnx.numpy_helper.to_array(tensor) for tensor in stored
+    }
+    folded, plain = kept["module.wide.weight"], kept["module.out.1.weight"]
+    assert folded.dtype == np.float32  # times the scale of the batch norm: no round numbers
+    assert plain.dtype == np.float16
+    np.testing.assert_array_equal(plain, painter.out[1].weight.detach().numpy())
+
+
 def test_large_tensors_start_at_memory_pages(toy):
     model = onnx.load(toy / "decode.onnx", load_external_data=False)
     places = [

@@ -11,14 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 
 from model_zoo import data, recipe, sheets
 from model_zoo import train as training
 from model_zoo.data import Examples
 from model_zoo.family import Family
-from model_zoo.recipe import OptimiserRecipe, Recipe, RecipeError
-from model_zoo.train import Run, TrainingError, learning_rate, train
+from model_zoo.recipe import OptimiserRecipe, Recipe, RecipeError, build
+from model_zoo.train import (
+    EVALUATION_SEED,
+    Run,
+    TrainingError,
+    learning_rate,
+    round_to_half,
+    train,
+)
 
 ADAM = OptimiserRecipe(
     learning_rate=1e-3,
@@ -152,7 +159,7 @@ def test_kept_epoch_is_the_one_the_recipe_asks_for(
         for epoch in range(expected):
             run_of_all.epoch = epoch
             run_of_all._train_epoch(progress)
-    assert equal(kept, run_of_all.average.state_dict())
+    assert equal(kept, round_to_half(run_of_all.average).state_dict())
 
 
 def test_average_follows_the_weights(tmp_path: Path):
@@ -186,6 +193,26 @@ def test_record_says_what_the_weights_are(tmp_path: Path):
     assert record["splits"]["select"]["count"] == 8
     assert record["provenance"]["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert record["provenance"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("tiny", FAMILIES)
+def test_what_is_measured_is_what_is_kept(tmp_path: Path, tiny: Recipe):
+    weights = run(tmp_path, tiny)
+    assert {tensor.dtype for tensor in weights.values()} <= {torch.float16, torch.int64}
+    kept = build(tiny)
+    load_model(kept, tmp_path / "weights/tiny.safetensors")
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    figures = kept.eval().evaluate(SPLITS["test"].batch(), generator)
+    record = json.loads((tmp_path / "weights/tiny.json").read_text())
+    assert [figure["value"] for figure in record["figures"]] == [f.value for f in figures]
+
+
+def test_weights_too_large_for_their_file_are_refused():
+    model = build(TINY)
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e5)
+    with pytest.raises(TrainingError, match="65504"):
+        round_to_half(model)
 
 
 @pytest.mark.parametrize("tiny", FAMILIES)

@@ -62,8 +62,28 @@ class Metrics:
             "Time from a request to the first row of its first image.",
             ["model"],
         )
+        self.slots = gauge(
+            "genserve_slots",
+            "Slots of all workers; busy ones are a share of these.",
+            ["model", "graph"],
+        )
         self.busy_slots = gauge(
             "genserve_busy_slots", "Slots that hold an image being painted.", ["model", "graph"]
+        )
+        self.waiting_images = gauge(
+            "genserve_waiting_images", "Images waiting for a slot.", ["model", "graph"]
+        )
+        self.joined_images = counter(
+            "genserve_joined_images", "Images that got a slot.", ["model", "graph"]
+        )
+        self.unfinished_images = counter(
+            "genserve_unfinished_images",
+            "Images that left their slot before their last row: cancelled (their client left), "
+            "deadline, or failed (the model, or the server stopped).",
+            ["model", "graph", "reason"],
+        )
+        self.open_streams = gauge(
+            "genserve_open_streams", "Streams whose images are not all painted yet."
         )
 
         # Models

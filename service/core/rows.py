@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, Shuttin
 from service.metrics import Metrics
 
 Array = NDArray[Any]
+
+Departure = Literal["finished", "cancelled", "deadline", "failed"]
+"""Why an image leaves its slot."""
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +125,15 @@ class Lane:
             if port.role == "cache"
         }
 
-    def leave(self, now: float) -> int:
-        """Drop slots that are painted, failed, cancelled or late; return how many."""
-        keep = [index for index, slot in enumerate(self.slots) if not _is_over(slot, now)]
-        gone = len(self.slots) - len(keep)
-        if gone:
+    def leave(self, now: float) -> list[Departure]:
+        """Drop slots that are painted, failed, cancelled or late; return why each one left."""
+        reasons = [_departure(slot, now) for slot in self.slots]
+        keep = [index for index, reason in enumerate(reasons) if reason is None]
+        if len(keep) < len(self.slots):
             self.slots = [self.slots[index] for index in keep]
             for name, axis in self._cache_axes():
                 self._caches[name] = self._caches[name].take(keep, axis)
-        return gone
+        return [reason for reason in reasons if reason is not None]
 
     def join(self, slots: Sequence[Slot]) -> None:
         """Add images at their first row: zeros are what lies above it."""
@@ -203,11 +206,12 @@ class RowScheduler:
         self._check_room(len(canvas), deadline)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         job = PaintJob(canvas, deadline, future, self._clock())
-        self._jobs.add(job)
-        future.add_done_callback(lambda _: self._end(job))
-        self._waiting.setdefault(graph, deque()).append(job)
         if graph not in self._lanes:
-            self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
+            self._open(graph, ports)
+        self._jobs.add(job)
+        future.add_done_callback(lambda _: self._end(graph, job))
+        self._waiting[graph].append(job)
+        self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
         for lane in self._lanes[graph]:
             if not lane.running:
                 self._start(graph, lane)
@@ -269,9 +273,25 @@ class RowScheduler:
                 retry_after_seconds=1.0,
             )
 
-    def _end(self, job: PaintJob) -> None:
+    def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         self._jobs.discard(job)
         job.changed.set()  # whoever streams it must not wait for ever
+        never_joined = len(job.canvas) - job.joined
+        self._metrics.waiting_images.labels(graph.model, graph.name).dec(never_joined)
+
+    def _open(self, graph: LoadedGraph, ports: Graph) -> None:
+        """Make the lanes of a graph, with its metrics at zero."""
+        self._waiting[graph] = deque()
+        self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
+        labels = graph.model, graph.name
+        self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
+        self._metrics.busy_slots.labels(*labels)
+        self._metrics.joined_images.labels(*labels)
+        self._metrics.rows.labels(graph.model)
+        self._metrics.first_row_seconds.labels(graph.model)
+        for reason in get_args(Departure):
+            if reason != "finished":
+                self._metrics.unfinished_images.labels(*labels, reason)
 
     def _start(self, graph: LoadedGraph, lane: Lane) -> None:
         lane.running = True
@@ -286,18 +306,19 @@ class RowScheduler:
                 await self._paint_row(graph, lane)
         finally:
             lane.running = False
+            self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(lane.slots))
             lane.slots.clear()
-            self._count_slots(graph)
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
-        lane.leave(self._clock())
+        self._count_departures(graph, lane.leave(self._clock()))
         jobs = self._waiting[graph]
         while jobs and not jobs[0].waiting:
             jobs.popleft()
         if jobs and len(lane.slots) < self._slots:
-            lane.join(self._joining(graph, lane, list(jobs)))
-        self._count_slots(graph)
+            joining = self._joining(graph, lane, list(jobs))
+            lane.join(joining)
+            self._count_joining(graph, len(joining))
         return bool(lane.slots)
 
     def _joining(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> list[Slot]:
@@ -336,14 +357,35 @@ class RowScheduler:
                 first = self._clock() - slot.job.submitted
                 self._metrics.first_row_seconds.labels(graph.model).observe(first)
 
-    def _count_slots(self, graph: LoadedGraph) -> None:
-        busy = sum(len(lane.slots) for lane in self._lanes[graph])
-        self._metrics.busy_slots.labels(graph.model, graph.name).set(busy)
+    # Gauges go up and down by what changed: versions of one model share them.
+
+    def _count_joining(self, graph: LoadedGraph, images: int) -> None:
+        labels = graph.model, graph.name
+        self._metrics.waiting_images.labels(*labels).dec(images)
+        self._metrics.busy_slots.labels(*labels).inc(images)
+        self._metrics.joined_images.labels(*labels).inc(images)
+
+    def _count_departures(self, graph: LoadedGraph, reasons: list[Departure]) -> None:
+        labels = graph.model, graph.name
+        self._metrics.busy_slots.labels(*labels).dec(len(reasons))
+        for reason in reasons:
+            if reason != "finished":
+                self._metrics.unfinished_images.labels(*labels, reason).inc()
 
 
-def _is_over(slot: Slot, now: float) -> bool:
+def _departure(slot: Slot, now: float) -> Departure | None:
+    """Return why an image leaves its slot now, or None where it stays.
+
+    A deadline cancels its request too, so it is looked at first.
+    """
     job = slot.job
-    return job.future.done() or job.deadline <= now or job.rows_done[slot.image] == _height(job)
+    if job.rows_done[slot.image] == _height(job):
+        return "finished"
+    if job.future.done() and not job.future.cancelled():
+        return "failed"
+    if job.deadline <= now:
+        return "deadline"
+    return "cancelled" if job.future.cancelled() else None
 
 
 def _height(job: PaintJob) -> int:

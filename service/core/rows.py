@@ -40,9 +40,10 @@ class Canvas:
     """What to paint: arrays for N images of H rows of W pixels, known before the first row."""
 
     uniforms: NDArray[np.float32]  # [N, H, W], strictly inside (0, 1)
-    forced: NDArray[np.int64]  # [N, H, W], the level of a known pixel, -1 where it is free
+    forced: NDArray[np.int64]  # [N, H, W], a known pixel's level of the model, -1 where it is free
     class_weights: NDArray[np.float32] | None  # [N, K]
     controls: dict[str, Array]  # by name of the port, [N]
+    level_step: int = 1  # of an image, for one of the model: 255 where it draws black and white
 
     def __len__(self) -> int:
         return len(self.uniforms)
@@ -393,10 +394,10 @@ def _height(job: PaintJob) -> int:
 
 
 def _keep_row(slot: Slot, levels: Array, log_probability: Array) -> None:
-    """Write a row [W] into the job, and answer the job when it was its last."""
+    """Write a row [W] into the job, as images show it, and answer the job when it was its last."""
     job, image = slot.job, slot.image
     row = job.rows_done[image]
-    job.levels[image, row] = levels
+    job.levels[image, row] = levels * job.canvas.level_step
     job.log_probability[image, row] = log_probability
     job.rows_done[image] = row + 1
     job.changed.set()

@@ -18,15 +18,15 @@ from service.settings import Settings
 from tests.fakes import SIDE, GatedSession
 
 MODEL = "toy-raster"
-SLOTS, BULK = 4, 3
+SLOTS, BULK = 16, 12
 SECONDS = 30  # a test that hangs fails
 SNAKE_CASE = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """One worker with few slots: a request for more than three images has to wait."""
-    return settings.model_copy(update={"workers": 1, "row_slots": SLOTS})
+    """One worker: of its 16 slots, one request holds 12 at most."""
+    return settings.model_copy(update={"workers": 1})
 
 
 class Breakable(GatedSession):
@@ -81,16 +81,16 @@ async def begin(engine: Engine, gated: Breakable, count: int, **options: float) 
 async def test_images_wait_join_and_finish(
     engine: Engine, metrics: Metrics, gated: Breakable
 ) -> None:
-    task = await begin(engine, gated, 5)
-    full = {"slots": SLOTS, "busy_slots": BULK, "waiting_images": 5 - BULK}
+    task = await begin(engine, gated, 20)
+    full = {"slots": SLOTS, "busy_slots": BULK, "waiting_images": 20 - BULK}
     assert painting(metrics) == {**full, "joined_images": BULK, **UNTOUCHED}
     gated.gate.set()
     await task
     await until(lambda: painting(metrics)["busy_slots"] == 0)
-    done = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": 5}
+    done = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": 20}
     assert painting(metrics) == {**done, **UNTOUCHED}
     rows = metrics.registry.get_sample_value("genserve_rows_total", {"model": MODEL})
-    assert rows == 5 * SIDE
+    assert rows == 20 * SIDE
 
 
 async def cancel(task: asyncio.Task, gated: Breakable) -> None:
@@ -122,7 +122,7 @@ async def fail(task: asyncio.Task, gated: Breakable) -> None:
 async def test_images_that_leave_unfinished_are_counted_by_reason(
     reason: str, end, timeout_seconds: float, engine: Engine, metrics: Metrics, gated: Breakable
 ) -> None:
-    task = await begin(engine, gated, 5, timeout_seconds=timeout_seconds)
+    task = await begin(engine, gated, 20, timeout_seconds=timeout_seconds)
     await end(task, gated)
     gated.gate.set()
     await until(lambda: painting(metrics)["busy_slots"] == 0)

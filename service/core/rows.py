@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -96,9 +96,9 @@ class Slot:
 def share_slots(waiting: Sequence[tuple[int, int]], room: int, bulk_limit: int) -> list[int]:
     """Return how many images of each waiting job get one of `room` slots of a lane now.
 
-    `waiting` holds, for each job in order of arrival, its images without a slot and those that it
-    has in this lane already. Jobs take turns, an image each, and none gets more than `bulk_limit`
-    slots of a lane, so that bulk work leaves room for others.
+    `waiting` holds, for each job in the order of their turns, its images without a slot and those
+    that it has in this lane already. Jobs take turns, an image each, and none gets more than
+    `bulk_limit` slots of a lane, so that bulk work leaves room for others.
     """
     joining = [0] * len(waiting)
     while room:
@@ -192,7 +192,7 @@ class RowScheduler:
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
         self._clock = clock
-        self._waiting: dict[LoadedGraph, deque[PaintJob]] = {}
+        self._waiting: dict[LoadedGraph, list[PaintJob]] = {}  # in the order of their turns
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
         self._jobs: set[PaintJob] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -259,7 +259,7 @@ class RowScheduler:
             async with asyncio.timeout(job.deadline - self._clock()):
                 yield
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the last row was painted") from None
+            raise _deadline_exceeded() from None
 
     def _check_room(self, images: int, deadline: float) -> None:
         if self._closing:
@@ -277,12 +277,14 @@ class RowScheduler:
     def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         self._jobs.discard(job)
         job.changed.set()  # whoever streams it must not wait for ever
+        if not job.future.cancelled():
+            job.future.exception()  # looked at: asyncio would log it where everybody has left
         never_joined = len(job.canvas) - job.joined
         self._metrics.waiting_images.labels(graph.model, graph.name).dec(never_joined)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
         """Make the lanes of a graph, with its metrics at zero."""
-        self._waiting[graph] = deque()
+        self._waiting[graph] = []
         self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
         labels = graph.model, graph.name
         self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
@@ -312,22 +314,35 @@ class RowScheduler:
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
-        self._count_departures(graph, lane.leave(self._clock()))
-        jobs = self._waiting[graph]
-        while jobs and not jobs[0].waiting:
-            jobs.popleft()
-        if jobs and len(lane.slots) < self._slots:
-            joining = self._joining(graph, lane, list(jobs))
+        now = self._clock()
+        self._expire(now)
+        self._count_departures(graph, lane.leave(now))
+        if self._waiting[graph] and len(lane.slots) < self._slots:
+            joining = self._joining(graph, lane)
             lane.join(joining)
             self._count_joining(graph, len(joining))
         return bool(lane.slots)
 
-    def _joining(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> list[Slot]:
-        held = [sum(slot.job is job for slot in lane.slots) for job in jobs]
-        waiting = [(job.waiting, count) for job, count in zip(jobs, held, strict=True)]
+    def _expire(self, now: float) -> None:
+        """Fail jobs whose deadline has passed, also where nobody waits for them just now."""
+        for job in self._jobs:
+            if job.deadline <= now and not job.future.done():
+                job.future.set_exception(_deadline_exceeded())
+
+    def _joining(self, graph: LoadedGraph, lane: Lane) -> list[Slot]:
+        """Return the images that join a lane now.
+
+        Jobs that get a slot go behind those that get none. Else an old one with many images would
+        take every slot that frees.
+        """
+        jobs = [job for job in self._waiting[graph] if job.waiting]
+        held = Counter(slot.job for slot in lane.slots)
+        waiting = [(job.waiting, held[job]) for job in jobs]
         shares = share_slots(waiting, self._room(graph, lane, jobs), self._bulk_limit)
+        turns = sorted(zip(shares, jobs, strict=True), key=lambda turn: turn[0] > 0)
+        self._waiting[graph] = [job for _, job in turns]
         slots = []
-        for job, share in zip(jobs, shares, strict=True):
+        for share, job in turns:
             slots += [Slot(job, job.joined + index) for index in range(share)]
             job.joined += share
         return slots
@@ -375,18 +390,19 @@ class RowScheduler:
 
 
 def _departure(slot: Slot, now: float) -> Departure | None:
-    """Return why an image leaves its slot now, or None where it stays.
-
-    A deadline cancels its request too, so it is looked at first.
-    """
+    """Return why an image leaves its slot now, or None where it stays."""
     job = slot.job
     if job.rows_done[slot.image] == _height(job):
         return "finished"
-    if job.future.done() and not job.future.cancelled():
-        return "failed"
-    if job.deadline <= now:
+    if job.deadline <= now:  # first, for it also fails the job, or its request is cancelled
         return "deadline"
-    return "cancelled" if job.future.cancelled() else None
+    if job.future.cancelled():
+        return "cancelled"
+    return "failed" if job.future.done() else None
+
+
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the last row was painted")
 
 
 def _height(job: PaintJob) -> int:

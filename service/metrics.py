@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,85 +17,85 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.requests = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
+        rows = partial(Histogram, registry=registry, buckets=_ROWS)
+
+        # Requests
+        self.requests = counter(
             "genserve_requests",
             "Requests answered, by the reason of the error, or OK; without a model where none ran.",
             ["model", "operation", "code"],
-            registry=registry,
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = seconds(
             "genserve_request_seconds",
             "Time from admission to the result, without encoding it.",
             ["model", "operation"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self.requests_in_flight = Gauge(
-            "genserve_requests_in_flight",
-            "Requests admitted and not yet answered.",
-            registry=registry,
+        self.requests_in_flight = gauge(
+            "genserve_requests_in_flight", "Requests admitted and not yet answered."
         )
-        self.queue_seconds = Histogram(
-            "genserve_queue_seconds",
-            "Time that rows waited before their batch started.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=registry,
+        self.images = counter(
+            "genserve_images", "Images produced or scored.", ["model", "operation"]
         )
-        self.compute_seconds = Histogram(
-            "genserve_compute_seconds",
-            "Time that one batch ran.",
-            ["model", "graph"],
-            buckets=_SECONDS,
-            registry=registry,
+
+        # Batches: rows of inputs that share a run
+        self.queue_seconds = seconds(
+            "genserve_queue_seconds", "Time that rows waited before their batch started.", ["model"]
         )
-        self.batch_rows = Histogram(
-            "genserve_batch_rows",
-            "Rows in a batch.",
-            ["model", "graph"],
-            buckets=_ROWS,
-            registry=registry,
+        self.compute_seconds = seconds(
+            "genserve_compute_seconds", "Time that one batch ran.", ["model", "graph"]
         )
-        self.batches = Counter(
+        self.batch_rows = rows("genserve_batch_rows", "Rows in a batch.", ["model", "graph"])
+        self.batches = counter(
             "genserve_batches",
             "Batches started: full, drained (all that was queued), or shared with idle workers.",
             ["model", "graph", "reason"],
-            registry=registry,
         )
-        self.queued_rows = Gauge(
-            "genserve_queued_rows", "Rows waiting for a worker.", registry=registry
-        )
-        self.images = Counter(
-            "genserve_images",
-            "Images produced or scored.",
-            ["model", "operation"],
-            registry=registry,
-        )
-        self.model_load_seconds = Gauge(
-            "genserve_model_load_seconds",
-            "Time to load, verify and warm a model.",
-            ["model", "version"],
-            registry=registry,
-        )
-        self.model_ready = Gauge(
-            "genserve_model_ready",
-            "1 when the model serves, 0 when it does not.",
-            ["model", "version"],
-            registry=registry,
-        )
-        self.rows = Counter("genserve_rows", "Rows painted.", ["model"], registry=registry)
-        self.first_row_seconds = Histogram(
+        self.queued_rows = gauge("genserve_queued_rows", "Rows waiting for a worker.")
+
+        # Painting: rows of pixels, of images that share every step
+        self.rows = counter("genserve_rows", "Rows painted.", ["model"])
+        self.first_row_seconds = seconds(
             "genserve_first_row_seconds",
             "Time from a request to the first row of its first image.",
             ["model"],
-            buckets=_SECONDS,
-            registry=registry,
         )
-        self.busy_slots = Gauge(
-            "genserve_busy_slots",
-            "Slots that hold an image being painted.",
+        self.slots = gauge(
+            "genserve_slots",
+            "Slots of all workers; busy ones are a share of these.",
             ["model", "graph"],
-            registry=registry,
+        )
+        self.busy_slots = gauge(
+            "genserve_busy_slots", "Slots that hold an image being painted.", ["model", "graph"]
+        )
+        self.waiting_images = gauge(
+            "genserve_waiting_images", "Images waiting for a slot.", ["model", "graph"]
+        )
+        self.joined_images = counter(
+            "genserve_joined_images", "Images that got a slot.", ["model", "graph"]
+        )
+        self.unfinished_images = counter(
+            "genserve_unfinished_images",
+            "Images that left their slot before their last row: cancelled (their client left), "
+            "deadline, or failed (the model, or the server stopped).",
+            ["model", "graph", "reason"],
+        )
+        self.open_streams = gauge(
+            "genserve_open_streams", "Streams whose images are not all painted yet."
+        )
+
+        # Models
+        self.model_load_seconds = gauge(
+            "genserve_model_load_seconds",
+            "Time to load, verify and warm a model.",
+            ["model", "version"],
+        )
+        self.model_ready = gauge(
+            "genserve_model_ready",
+            "1 when the model serves, 0 when it does not.",
+            ["model", "version"],
         )
 
     @contextmanager

@@ -89,6 +89,11 @@ def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]
     assert sorted(found.unique().tolist()) == seen
 
 
+def test_one_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        build(layers=1)
+
+
 def test_the_large_recipe_is_of_the_published_size() -> None:
     model = build_recipe(read_recipe(str(RECIPES / "gpu" / "mnist-pixelcnn-large.toml")))
     assert sum(map(torch.numel, model.parameters())) == pytest.approx(852_160, rel=0.05)

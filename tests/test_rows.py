@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from service.core.batcher import LoadedGraph
 from service.core.manifest import Graph, Port
@@ -48,8 +49,10 @@ class Weaver:
         self.gate.set()
         self.started = threading.Event()
         self.broken = False
+        self.watch: Callable[[], object] = lambda: None  # called while the lane stands still
 
     def run(self, inputs):
+        self.watch()
         above, uniform = inputs["above"][:, :, 0], inputs["uniform"]
         self.batches.append(uniform.shape[1])
         self.started.set()
@@ -106,6 +109,15 @@ def soon() -> float:
     return time.monotonic() + 30.0
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
 def model() -> Weaver:
     return Weaver()
@@ -120,7 +132,13 @@ def graph(model: Weaver) -> LoadedGraph:
 async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., RowScheduler]]:
     made: list[RowScheduler] = []
 
-    def make_scheduler(workers: int = 1, slots: int = 4, bulk: int = 3, waiting: int = 100):
+    def make_scheduler(
+        workers: int = 1,
+        slots: int = 4,
+        bulk: int = 3,
+        waiting: int = 100,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         made.append(
             RowScheduler(
                 workers=workers,
@@ -128,6 +146,7 @@ async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., R
                 bulk_limit=bulk,
                 maximum_waiting_images=waiting,
                 metrics=metrics,
+                clock=clock,
             )
         )
         return made[-1]
@@ -195,6 +214,53 @@ async def test_bulk_work_leaves_slots_to_others(make, graph, model) -> None:
     await scheduler.finish(bulk)
 
 
+async def test_older_requests_do_not_take_every_slot_that_frees(make, graph, model) -> None:
+    scheduler = make(slots=2, bulk=1)
+    first = await hold(scheduler, graph, model, 20)
+    second = scheduler.submit(graph, PORTS, canvas(20, 1), soon())  # a row later: never together
+    newcomer = scheduler.submit(graph, PORTS, canvas(1, 2), soon())
+    model.gate.set()
+    await scheduler.finish(newcomer)
+    assert first.joined <= 3 and second.joined <= 3, "each had one turn before the newcomer's"
+    first.future.cancel()
+    second.future.cancel()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    gaps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
+    slots=st.integers(1, 4),
+    bulk=st.integers(1, 4),
+)
+def test_nobody_starves(gaps: list[int], slots: int, bulk: int) -> None:
+    asyncio.run(check_that_a_newcomer_joins(gaps, slots, min(bulk, slots)))
+
+
+async def check_that_a_newcomer_joins(gaps: list[int], slots: int, bulk: int) -> None:
+    """After large requests that began at any rows, a small one joins after a turn of each."""
+    model = Weaver()
+    graph = LoadedGraph("toy", "1", "row_step", model)
+    metrics = Metrics(CollectorRegistry())
+    scheduler = RowScheduler(
+        workers=1, slots=slots, bulk_limit=bulk, maximum_waiting_images=1000, metrics=metrics
+    )
+    older = []
+    for seed, gap in enumerate(gaps):
+        older.append(scheduler.submit(graph, PORTS, canvas(30, seed), soon()))
+        for _ in range(gap):
+            await asyncio.sleep(0)
+    before = [job.joined for job in older]
+    newcomer = scheduler.submit(graph, PORTS, canvas(1, 99), soon())
+    joined: list[int] = []
+    model.watch = lambda: joined or not newcomer.joined or joined.extend(j.joined for j in older)
+    await scheduler.finish(newcomer)
+    for job in older:
+        job.future.cancel()
+    await scheduler.close()
+    turns = [now - then for now, then in zip(joined, before, strict=True)]
+    assert max(turns) <= 1 + bulk, "one before the newcomer, and what joined together with it"
+
+
 async def test_one_request_is_shared_over_all_workers(make, graph, model) -> None:
     scheduler = make(workers=2)
     await scheduler.finish(scheduler.submit(graph, PORTS, canvas(4, 1), soon()))
@@ -221,12 +287,33 @@ async def test_a_deadline_ends_the_painting(make, graph, model) -> None:
         scheduler.submit(graph, PORTS, canvas(1, 1), time.monotonic() - 1.0)
 
 
-async def test_a_full_queue_refuses(make, graph, model) -> None:
+async def test_a_deadline_frees_the_slots_before_the_next_row_though_nobody_waits(
+    make, graph, model
+) -> None:
+    """As where a client has stopped reading its stream."""
+    clock = Clock()
+    scheduler = make(slots=1, bulk=1, clock=clock)
+    late = scheduler.submit(graph, PORTS, canvas(20, 1), 10.0)
+    model.gate.clear()
+    await asyncio.to_thread(model.started.wait)
+    other = scheduler.submit(graph, PORTS, canvas(1, 2), 1000.0)
+    clock.now = 10.0
+    model.gate.set()
+    await scheduler.finish(other)
+    assert late.joined == 1, "what waits is not begun any more"
+    with pytest.raises(DeadlineExceeded):
+        await scheduler.finish(late)
+
+
+async def test_a_full_queue_refuses_until_there_is_room(make, graph, model) -> None:
     scheduler = make(slots=1, bulk=1, waiting=2)
     await hold(scheduler, graph, model, 1)
-    scheduler.submit(graph, PORTS, canvas(2, 1), soon())
+    for seed in (1, 2):
+        last = scheduler.submit(graph, PORTS, canvas(1, seed), soon())
     with pytest.raises(QueueFull):
-        scheduler.submit(graph, PORTS, canvas(1, 2), soon())
+        scheduler.submit(graph, PORTS, canvas(1, 3), soon())
+    last.future.cancel()
+    scheduler.submit(graph, PORTS, canvas(1, 3), soon())
 
 
 async def test_a_failing_model_fails_its_jobs_and_later_ones_run(make, graph, model) -> None:

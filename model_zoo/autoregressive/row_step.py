@@ -135,7 +135,7 @@ class RowStep(nn.Module):
                 rows = torch.cat([cached, passed_on[-1]], dim=2)
         # [layers - 1] of [B, C, 1, W] -> [layers - 1, W, B, C]
         kept = [activation[:, :, 0].permute(2, 0, 1) for activation in passed_on[:-1]]
-        return coming, torch.stack(kept) if kept else activations
+        return coming, torch.stack(kept)
 
     def look_left(
         self, before: Tensor, left: list[Tensor], coming: list[Tensor]

@@ -140,7 +140,8 @@ class CompleteBody(SampleBody):
 
     image: Picture
     """One image, nested arrays [height, width, channels] or a base64 PNG; what it holds at unknown
-    pixels is not read, but must be levels."""
+    pixels is not read, but must be levels. Known pixels of a model of binary images are 0 or the
+    highest level."""
     prefix_rows: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
     """So many of its first rows are known, 0 to its height; give this or `known`."""
     known: Booleans | None = None

@@ -148,7 +148,8 @@ class Engine:
         Operations that paint no rows yield the answer alone. Closing the iterator frees the slots
         of its images before their next row. Raises a GenserveError.
         """
-        with self._admitted(operation, model, timeout_seconds) as (found, deadline):
+        counted = self._metrics.open_streams.track_inprogress()
+        with counted, self._admitted(operation, model, timeout_seconds) as (found, deadline):
             async with aclosing(self._drive(found, operation, request, deadline)) as steps:
                 async for step in steps:
                     if isinstance(step, Answer):

@@ -289,6 +289,12 @@ class Manifest(_Part):
     splits: dict[str, Split]
     provenance: dict[str, Any]
 
+    @property
+    def drawn_levels(self) -> int:
+        """How many levels a pixel can have under the model: two where its images are binary."""
+        binarisation = self.preprocess.binarisation
+        return binarisation.levels if binarisation else self.event.levels
+
     @model_validator(mode="after")
     def _operations_can_run(self) -> Self:
         graphs_of = _GRAPHS_OF[self.program]

@@ -16,7 +16,7 @@ from service.core import noise
 from service.core.conditions import class_weights, is_given
 from service.core.controls import control, refuse_controls
 from service.core.manifest import Graph, Manifest, Port
-from service.core.painting import Paint, known_pixels, painted
+from service.core.painting import Paint, forced_levels, known_pixels, painted
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
@@ -89,7 +89,7 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     seed = _seed(request.seed)
     levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
     known = known_pixels(manifest, request)
-    forced = np.where(known, levels.astype(np.int64), -1)
+    forced = forced_levels(manifest, levels, known)
     forced = np.repeat(forced[None], request.count, axis=0)
     return (yield from painted(manifest, request, forced, seed))
 

@@ -18,11 +18,11 @@ from service.core.requests import (
     check_range,
 )
 from service.core.rows import Canvas
-from service.errors import InvalidRequest
+from service.errors import BinarisationRequired, InvalidRequest
 
 
 class Paint(NamedTuple):
-    """A canvas to paint row by row; levels and log_probability come back, [N, H, W]."""
+    """A canvas to paint row by row; levels, of images, and log_probability come back, [N, H, W]."""
 
     graph: str
     canvas: Canvas
@@ -31,7 +31,10 @@ class Paint(NamedTuple):
 def painted(
     manifest: Manifest, request: SampleRequest, forced: NDArray[np.int64], seed: int
 ) -> Generator[Paint, Mapping[str, Array], GenerationResult]:
-    """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free."""
+    """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free.
+
+    They are levels of the model, as `forced_levels` returns them.
+    """
     refuse_controls(manifest, request, ("truncation",))
     controls = _row_controls(manifest, request)
     graph = "row_step_filtered" if len(controls) > 1 else "row_step"
@@ -44,6 +47,7 @@ def painted(
         forced=forced,
         class_weights=weights,
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
+        level_step=_level_step(manifest),
     )
     outputs = yield Paint(graph, canvas)
     log_probability = outputs["log_probability"].astype(np.float64)
@@ -99,6 +103,29 @@ def known_pixels(manifest: Manifest, request: CompleteRequest) -> NDArray[np.boo
     return known
 
 
+def forced_levels(
+    manifest: Manifest, levels: NDArray[np.uint8], known: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the model's level of every known pixel of an image, and -1 elsewhere, [H, W].
+
+    Raises BinarisationRequired where the model is of binary images and a known pixel is grey: which
+    of the two it is forced to be, the client must say.
+    """
+    forced, between = np.divmod(levels.astype(np.int64), _level_step(manifest))
+    if np.any(between[known]):
+        raise BinarisationRequired(
+            f"{manifest.name} is a distribution over binary images, and known pixels hold levels "
+            f"other than 0 and {manifest.event.levels - 1}; "
+            f"make them 0 or {manifest.event.levels - 1}"
+        )
+    return np.where(known, forced, -1)
+
+
+def _level_step(manifest: Manifest) -> int:
+    """Return the distance between neighbouring levels of the model, in levels of images."""
+    return (manifest.event.levels - 1) // (manifest.drawn_levels - 1)
+
+
 def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
     """Return the controls of a row step by port: temperature, and top_k and top_p if asked for.
 
@@ -112,6 +139,6 @@ def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float
     top_k = control(manifest, "top_k", request.top_k)
     top_p = control(manifest, "top_p", request.top_p)
     if top_k is not None or top_p is not None:
-        controls["top_k"] = manifest.event.levels if top_k is None else top_k
+        controls["top_k"] = manifest.drawn_levels if top_k is None else top_k
         controls["top_p"] = 1.0 if top_p is None else top_p
     return controls

@@ -98,7 +98,8 @@ class ReconstructRequest:
 class CompleteRequest(SampleRequest):
     """Draw the rest of one image, `count` times: its first rows or any other pixels are known.
 
-    Completion i has the noise of sample i, so the first rows of a sample are completed to it.
+    Completion i has the noise of sample i, so the first rows of a sample are completed to it. A
+    model of binary images takes known pixels of 0 and the highest level only.
     """
 
     image: Array | bytes  # levels [H, W, C] or a PNG; what it holds at unknown pixels is ignored

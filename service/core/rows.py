@@ -13,11 +13,11 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from service.metrics import Metrics
 
 Array = NDArray[Any]
 
+Departure = Literal["finished", "cancelled", "deadline", "failed"]
+"""Why an image leaves its slot."""
+
 log = logging.getLogger(__name__)
 
 
@@ -37,9 +40,10 @@ class Canvas:
     """What to paint: arrays for N images of H rows of W pixels, known before the first row."""
 
     uniforms: NDArray[np.float32]  # [N, H, W], strictly inside (0, 1)
-    forced: NDArray[np.int64]  # [N, H, W], the level of a known pixel, -1 where it is free
+    forced: NDArray[np.int64]  # [N, H, W], a known pixel's level of the model, -1 where it is free
     class_weights: NDArray[np.float32] | None  # [N, K]
     controls: dict[str, Array]  # by name of the port, [N]
+    level_step: int = 1  # of an image, for one of the model: 255 where it draws black and white
 
     def __len__(self) -> int:
         return len(self.uniforms)
@@ -92,9 +96,9 @@ class Slot:
 def share_slots(waiting: Sequence[tuple[int, int]], room: int, bulk_limit: int) -> list[int]:
     """Return how many images of each waiting job get one of `room` slots of a lane now.
 
-    `waiting` holds, for each job in order of arrival, its images without a slot and those that it
-    has in this lane already. Jobs take turns, an image each, and none gets more than `bulk_limit`
-    slots of a lane, so that bulk work leaves room for others.
+    `waiting` holds, for each job in the order of their turns, its images without a slot and those
+    that it has in this lane already. Jobs take turns, an image each, and none gets more than
+    `bulk_limit` slots of a lane, so that bulk work leaves room for others.
     """
     joining = [0] * len(waiting)
     while room:
@@ -122,15 +126,15 @@ class Lane:
             if port.role == "cache"
         }
 
-    def leave(self, now: float) -> int:
-        """Drop slots that are painted, failed, cancelled or late; return how many."""
-        keep = [index for index, slot in enumerate(self.slots) if not _is_over(slot, now)]
-        gone = len(self.slots) - len(keep)
-        if gone:
+    def leave(self, now: float) -> list[Departure]:
+        """Drop slots that are painted, failed, cancelled or late; return why each one left."""
+        reasons = [_departure(slot, now) for slot in self.slots]
+        keep = [index for index, reason in enumerate(reasons) if reason is None]
+        if len(keep) < len(self.slots):
             self.slots = [self.slots[index] for index in keep]
             for name, axis in self._cache_axes():
                 self._caches[name] = self._caches[name].take(keep, axis)
-        return gone
+        return [reason for reason in reasons if reason is not None]
 
     def join(self, slots: Sequence[Slot]) -> None:
         """Add images at their first row: zeros are what lies above it."""
@@ -188,7 +192,7 @@ class RowScheduler:
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
         self._clock = clock
-        self._waiting: dict[LoadedGraph, deque[PaintJob]] = {}
+        self._waiting: dict[LoadedGraph, list[PaintJob]] = {}  # in the order of their turns
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
         self._jobs: set[PaintJob] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,11 +207,12 @@ class RowScheduler:
         self._check_room(len(canvas), deadline)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         job = PaintJob(canvas, deadline, future, self._clock())
-        self._jobs.add(job)
-        future.add_done_callback(lambda _: self._end(job))
-        self._waiting.setdefault(graph, deque()).append(job)
         if graph not in self._lanes:
-            self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
+            self._open(graph, ports)
+        self._jobs.add(job)
+        future.add_done_callback(lambda _: self._end(graph, job))
+        self._waiting[graph].append(job)
+        self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
         for lane in self._lanes[graph]:
             if not lane.running:
                 self._start(graph, lane)
@@ -254,7 +259,7 @@ class RowScheduler:
             async with asyncio.timeout(job.deadline - self._clock()):
                 yield
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the last row was painted") from None
+            raise _deadline_exceeded() from None
 
     def _check_room(self, images: int, deadline: float) -> None:
         if self._closing:
@@ -269,9 +274,27 @@ class RowScheduler:
                 retry_after_seconds=1.0,
             )
 
-    def _end(self, job: PaintJob) -> None:
+    def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         self._jobs.discard(job)
         job.changed.set()  # whoever streams it must not wait for ever
+        if not job.future.cancelled():
+            job.future.exception()  # looked at: asyncio would log it where everybody has left
+        never_joined = len(job.canvas) - job.joined
+        self._metrics.waiting_images.labels(graph.model, graph.name).dec(never_joined)
+
+    def _open(self, graph: LoadedGraph, ports: Graph) -> None:
+        """Make the lanes of a graph, with its metrics at zero."""
+        self._waiting[graph] = []
+        self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
+        labels = graph.model, graph.name
+        self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
+        self._metrics.busy_slots.labels(*labels)
+        self._metrics.joined_images.labels(*labels)
+        self._metrics.rows.labels(graph.model)
+        self._metrics.first_row_seconds.labels(graph.model)
+        for reason in get_args(Departure):
+            if reason != "finished":
+                self._metrics.unfinished_images.labels(*labels, reason)
 
     def _start(self, graph: LoadedGraph, lane: Lane) -> None:
         lane.running = True
@@ -286,26 +309,40 @@ class RowScheduler:
                 await self._paint_row(graph, lane)
         finally:
             lane.running = False
+            self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(lane.slots))
             lane.slots.clear()
-            self._count_slots(graph)
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
-        lane.leave(self._clock())
-        jobs = self._waiting[graph]
-        while jobs and not jobs[0].waiting:
-            jobs.popleft()
-        if jobs and len(lane.slots) < self._slots:
-            lane.join(self._joining(graph, lane, list(jobs)))
-        self._count_slots(graph)
+        now = self._clock()
+        self._expire(now)
+        self._count_departures(graph, lane.leave(now))
+        if self._waiting[graph] and len(lane.slots) < self._slots:
+            joining = self._joining(graph, lane)
+            lane.join(joining)
+            self._count_joining(graph, len(joining))
         return bool(lane.slots)
 
-    def _joining(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> list[Slot]:
-        held = [sum(slot.job is job for slot in lane.slots) for job in jobs]
-        waiting = [(job.waiting, count) for job, count in zip(jobs, held, strict=True)]
+    def _expire(self, now: float) -> None:
+        """Fail jobs whose deadline has passed, also where nobody waits for them just now."""
+        for job in self._jobs:
+            if job.deadline <= now and not job.future.done():
+                job.future.set_exception(_deadline_exceeded())
+
+    def _joining(self, graph: LoadedGraph, lane: Lane) -> list[Slot]:
+        """Return the images that join a lane now.
+
+        Jobs that get a slot go behind those that get none. Else an old one with many images would
+        take every slot that frees.
+        """
+        jobs = [job for job in self._waiting[graph] if job.waiting]
+        held = Counter(slot.job for slot in lane.slots)
+        waiting = [(job.waiting, held[job]) for job in jobs]
         shares = share_slots(waiting, self._room(graph, lane, jobs), self._bulk_limit)
+        turns = sorted(zip(shares, jobs, strict=True), key=lambda turn: turn[0] > 0)
+        self._waiting[graph] = [job for _, job in turns]
         slots = []
-        for job, share in zip(jobs, shares, strict=True):
+        for share, job in turns:
             slots += [Slot(job, job.joined + index) for index in range(share)]
             job.joined += share
         return slots
@@ -336,14 +373,36 @@ class RowScheduler:
                 first = self._clock() - slot.job.submitted
                 self._metrics.first_row_seconds.labels(graph.model).observe(first)
 
-    def _count_slots(self, graph: LoadedGraph) -> None:
-        busy = sum(len(lane.slots) for lane in self._lanes[graph])
-        self._metrics.busy_slots.labels(graph.model, graph.name).set(busy)
+    # Gauges go up and down by what changed: versions of one model share them.
+
+    def _count_joining(self, graph: LoadedGraph, images: int) -> None:
+        labels = graph.model, graph.name
+        self._metrics.waiting_images.labels(*labels).dec(images)
+        self._metrics.busy_slots.labels(*labels).inc(images)
+        self._metrics.joined_images.labels(*labels).inc(images)
+
+    def _count_departures(self, graph: LoadedGraph, reasons: list[Departure]) -> None:
+        labels = graph.model, graph.name
+        self._metrics.busy_slots.labels(*labels).dec(len(reasons))
+        for reason in reasons:
+            if reason != "finished":
+                self._metrics.unfinished_images.labels(*labels, reason).inc()
 
 
-def _is_over(slot: Slot, now: float) -> bool:
+def _departure(slot: Slot, now: float) -> Departure | None:
+    """Return why an image leaves its slot now, or None where it stays."""
     job = slot.job
-    return job.future.done() or job.deadline <= now or job.rows_done[slot.image] == _height(job)
+    if job.rows_done[slot.image] == _height(job):
+        return "finished"
+    if job.deadline <= now:  # first, for it also fails the job, or its request is cancelled
+        return "deadline"
+    if job.future.cancelled():
+        return "cancelled"
+    return "failed" if job.future.done() else None
+
+
+def _deadline_exceeded() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the last row was painted")
 
 
 def _height(job: PaintJob) -> int:
@@ -351,10 +410,10 @@ def _height(job: PaintJob) -> int:
 
 
 def _keep_row(slot: Slot, levels: Array, log_probability: Array) -> None:
-    """Write a row [W] into the job, and answer the job when it was its last."""
+    """Write a row [W] into the job, as images show it, and answer the job when it was its last."""
     job, image = slot.job, slot.image
     row = job.rows_done[image]
-    job.levels[image, row] = levels
+    job.levels[image, row] = levels * job.canvas.level_step
     job.log_probability[image, row] = log_probability
     job.rows_done[image] = row + 1
     job.changed.set()

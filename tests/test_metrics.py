@@ -1,0 +1,170 @@
+"""What the metrics say of painting, through an engine, and that Prometheus likes their names."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.core.engine import Engine
+from service.core.requests import SampleRequest
+from service.errors import DeadlineExceeded, InferenceFailed
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.fakes import SIDE, GatedSession
+
+MODEL = "toy-raster"
+SLOTS, BULK = 16, 12
+SECONDS = 30  # a test that hangs fails
+SNAKE_CASE = re.compile(r"[a-z]+(_[a-z]+)*")
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """One worker: of its 16 slots, one request holds 12 at most."""
+    return settings.model_copy(update={"workers": 1})
+
+
+class Breakable(GatedSession):
+    broken = False
+
+    def run(self, inputs):
+        outputs = super().run(inputs)
+        if self.broken:
+            raise RuntimeError("the loom is broken")
+        return outputs
+
+
+@pytest.fixture
+async def gated(engine: Engine) -> AsyncIterator[Breakable]:
+    """The session of toy-raster's row step, which waits at the gate."""
+    model = engine.models.find(MODEL)
+    await engine.models.load(model)
+    session = Breakable(model.graphs["row_step"].session)
+    model.graphs["row_step"] = replace(model.graphs["row_step"], session=session)
+    yield session
+    session.gate.set()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def painting(metrics: Metrics) -> Mapping[str, float]:
+    """Everything counted of painting with one graph; labels that no metric shows are missing."""
+    labels = {"model": MODEL, "graph": "row_step"}
+    names = {"slots": "", "busy_slots": "", "waiting_images": "", "joined_images": "_total"}
+    values = {name: (f"genserve_{name}{suffix}", labels) for name, suffix in names.items()}
+    for reason in ("cancelled", "deadline", "failed"):
+        values[reason] = ("genserve_unfinished_images_total", {**labels, "reason": reason})
+    found = {name: metrics.registry.get_sample_value(*where) for name, where in values.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+UNTOUCHED = {"cancelled": 0, "deadline": 0, "failed": 0}
+
+
+async def begin(engine: Engine, gated: Breakable, count: int, **options: float) -> asyncio.Task:
+    """Start a request that is stopped in its first row."""
+    request = SampleRequest(count=count, seed=1)
+    task = asyncio.create_task(engine.run("sample", request, model=MODEL, **options))
+    await until(gated.started.is_set)
+    return task
+
+
+async def test_images_wait_join_and_finish(
+    engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    task = await begin(engine, gated, 20)
+    full = {"slots": SLOTS, "busy_slots": BULK, "waiting_images": 20 - BULK}
+    assert painting(metrics) == {**full, "joined_images": BULK, **UNTOUCHED}
+    gated.gate.set()
+    await task
+    await until(lambda: painting(metrics)["busy_slots"] == 0)
+    done = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": 20}
+    assert painting(metrics) == {**done, **UNTOUCHED}
+    rows = metrics.registry.get_sample_value("genserve_rows_total", {"model": MODEL})
+    assert rows == 20 * SIDE
+
+
+async def cancel(task: asyncio.Task, gated: Breakable) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def miss_the_deadline(task: asyncio.Task, gated: Breakable) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await task
+
+
+async def fail(task: asyncio.Task, gated: Breakable) -> None:
+    gated.broken = True
+    gated.gate.set()
+    with pytest.raises(InferenceFailed):
+        await task
+
+
+@pytest.mark.parametrize(
+    ("reason", "end", "timeout_seconds"),
+    [
+        ("cancelled", cancel, SECONDS),
+        ("deadline", miss_the_deadline, 0.05),
+        ("failed", fail, SECONDS),
+    ],
+)
+async def test_images_that_leave_unfinished_are_counted_by_reason(
+    reason: str, end, timeout_seconds: float, engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    task = await begin(engine, gated, 20, timeout_seconds=timeout_seconds)
+    await end(task, gated)
+    gated.gate.set()
+    await until(lambda: painting(metrics)["busy_slots"] == 0)
+    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": BULK}
+    assert painting(metrics) == {**left, **UNTOUCHED, reason: BULK}
+
+
+async def test_streams_are_open_until_they_end(
+    engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    def open_streams() -> float | None:
+        return metrics.registry.get_sample_value("genserve_open_streams")
+
+    assert open_streams() == 0
+    gated.gate.set()
+    request = SampleRequest(count=2)
+    async with aclosing(engine.stream("sample", request, model=MODEL)) as left:
+        await anext(left)
+        async with aclosing(engine.stream("sample", request, model=MODEL)) as finished:
+            await anext(finished)
+            assert open_streams() == 2
+            assert [event async for event in finished]
+        assert open_streams() == 1
+    assert open_streams() == 0
+
+
+async def test_names_and_units_are_as_prometheus_asks(
+    engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    """The rules of `promtool check metrics`, on what a scrape gets."""
+    gated.gate.set()
+    await engine.run("sample", SampleRequest(), model=MODEL)
+    text = generate_latest(metrics.registry).decode()
+    families = [
+        family
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")  # the client library's own
+    ]
+    assert len(families) == len(list(metrics.registry.collect()))
+    for family in families:
+        words = family.name.split("_")
+        assert words[0] == "genserve" and SNAKE_CASE.fullmatch(family.name)
+        assert family.documentation.endswith(".")
+        assert not {"ms", "milliseconds", "minutes", "kilobytes", "percent"} & set(words)
+        assert not {"gauge", "counter", "histogram", "total", "sum", "count"} & set(words)

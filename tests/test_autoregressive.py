@@ -89,9 +89,9 @@ def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]
     assert sorted(found.unique().tolist()) == seen
 
 
-def test_one_layer_is_refused() -> None:
+def test_one_layer_has_no_row_steps() -> None:
     with pytest.raises(ValueError, match="at least 2"):
-        build(layers=1)
+        build(layers=1).graphs()
 
 
 def test_the_large_recipe_is_of_the_published_size() -> None:

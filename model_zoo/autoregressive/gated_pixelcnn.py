@@ -63,12 +63,10 @@ class GatedPixelCNN(Family):
         """Build for grey images [1, height, width] of so many `levels`.
 
         The first layer sees `reach` pixels up and to each side. Two levels are drawn by their grey
-        value while training; any other number below 256 is that of equal bins. Raises ValueError
-        for fewer than 2 `layers`: the first alone sees no further than its mask.
+        value while training; any other number below 256 is that of equal bins. One layer
+        alone can be trained and score images, as a background; sampling takes at least two.
         """
         super().__init__()
-        if layers < 2:
-            raise ValueError(f"layers is {layers}; a Gated PixelCNN has at least 2")
         self.image_shape, self.classes, self.levels = tuple(image_shape), classes, levels
         self.event_size = math.prod(self.image_shape)
         self.features = level_embedding(levels, level_features)

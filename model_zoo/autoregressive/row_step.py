@@ -44,8 +44,13 @@ class RowStep(nn.Module):
         width: int,
         filtered: bool,
     ):
-        """Take the parts of a model of rows of `width` pixels."""
+        """Take the parts of a model of rows of `width` pixels.
+
+        Raises ValueError where one layer would leave nothing to cache.
+        """
         super().__init__()
+        if len(layers) < 2:
+            raise ValueError(f"layers is {len(layers)}; row steps are of at least 2")
         self.layers: list[GatedLayer] = nn.ModuleList(layers)  # type: ignore[assignment]
         self.features, self.head, self.width, self.filtered = features, head, width, filtered
         self.reach = self.layers[0].vertical.kernel_size[0]

@@ -83,6 +83,8 @@ def _facts(answer: Answer) -> dict[str, Any]:
                 said["latent_space"] = latent_space(answer)
             if result.note:
                 said["note"] = result.note
+            if result.candidate is not None:
+                said["candidate"] = ",".join(map(str, result.candidate))
             return said
         case EncodeResult():
             return {"latent_space": latent_space(answer)}

@@ -147,6 +147,10 @@ class CompleteBody(SampleBody):
     known: Booleans | None = None
     """Which of its pixels are known, [height, width], true where they are kept. A known pixel
     influences only pixels that come after it in raster order."""
+    candidates: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
+    """Draw so many completions, `count` to the server's limit of images, and answer the `count`
+    with the highest log_weight, best first. Where `known` has pixels after unknown ones; else all
+    have the same weight. A class, where each has one, is given for each candidate."""
 
     def to_core(self) -> core.CompleteRequest:
         """Return the core's request."""
@@ -155,6 +159,7 @@ class CompleteBody(SampleBody):
             image=self.image,
             prefix_rows=self.prefix_rows,
             known=self.known,
+            candidates=self.candidates,
         )
 
 

@@ -51,7 +51,7 @@ def painted(
     )
     outputs = yield Paint(graph, canvas)
     log_probability = outputs["log_probability"].astype(np.float64)
-    late = _late_known(forced)
+    late = late_known(forced)
     levels = outputs["levels"][:, :, :, None]
     return GenerationResult(
         images=levels
@@ -78,7 +78,7 @@ def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.
     return noise.to_float32(uniforms).reshape(count, height, width)
 
 
-def _late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
+def late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return where a known pixel comes after an unknown one in raster order, [N, H, W]."""
     flat = forced.reshape(len(forced), -1)
     after_unknown = np.cumsum(flat < 0, axis=1) > 0

@@ -99,12 +99,19 @@ class CompleteRequest(SampleRequest):
     """Draw the rest of one image, `count` times: its first rows or any other pixels are known.
 
     Completion i has the noise of sample i, so the first rows of a sample are completed to it. A
-    model of binary images takes known pixels of 0 and the highest level only.
+    model of binary images takes known pixels of 0 and the highest level only. With `candidates`, so
+    many are drawn, and the `count` with the highest `log_weight` are the answer.
     """
 
     image: Array | bytes  # levels [H, W, C] or a PNG; what it holds at unknown pixels is ignored
     prefix_rows: int | None = None  # how many of its first rows are known
     known: Array | None = None  # bool [H, W], true where it is known
+    candidates: int | None = None  # completions to choose from, `count` or more
+
+    @property
+    def drawn(self) -> int:
+        """How many completions are drawn."""
+        return self.count if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +177,7 @@ class GenerationResult:
     log_likelihood: Array | None = None  # float64 [N], nats, of images that were drawn exactly
     log_weight: Array | None = None  # float64 [N], of known pixels after the first unknown one
     late_known_pixels: int = 0  # known pixels after an unknown one: they influenced none before
+    candidate: list[int] | None = None  # which of the candidates each image is, where there are any
     columns: int | None = None  # of the picture that shows them all; None for about a square
 
     @property

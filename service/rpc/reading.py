@@ -117,7 +117,7 @@ def complete(message: pb.CompleteRequest) -> CompleteRequest:
     """Return what a CompleteRequest asks."""
     image = _only(_images(message.image, message.scale), InvalidImage)
     return CompleteRequest(
-        **_given(message, *_SAMPLING, "prefix_rows"),
+        **_given(message, *_SAMPLING, "prefix_rows", "candidates"),
         image=image,
         known=_known(message.known, image) if message.HasField("known") else None,
         condition=_condition(message),

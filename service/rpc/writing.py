@@ -42,6 +42,7 @@ def generation(
         fields[part] = result.part(part).tolist()
     if response is pb.CompleteResponse:
         fields |= {"late_known_pixels": result.late_known_pixels, "note": result.note}
+        fields["candidate"] = result.candidate
     return response(**fields)
 
 

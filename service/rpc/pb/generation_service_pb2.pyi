@@ -450,7 +450,7 @@ class InterpolateResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy", "image", "prefix_rows", "known")
+    __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy", "image", "prefix_rows", "known", "candidates")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -468,6 +468,7 @@ class CompleteRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     count: int
@@ -485,10 +486,11 @@ class CompleteRequest(_message.Message):
     image: Images
     prefix_rows: int
     known: bytes
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ..., image: _Optional[_Union[Images, _Mapping]] = ..., prefix_rows: _Optional[int] = ..., known: _Optional[bytes] = ...) -> None: ...
+    candidates: int
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ..., image: _Optional[_Union[Images, _Mapping]] = ..., prefix_rows: _Optional[int] = ..., known: _Optional[bytes] = ..., candidates: _Optional[int] = ...) -> None: ...
 
 class CompleteResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "late_known_pixels", "note")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "late_known_pixels", "note", "candidate")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +506,7 @@ class CompleteResponse(_message.Message):
     LOG_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     LATE_KNOWN_PIXELS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -519,7 +522,8 @@ class CompleteResponse(_message.Message):
     log_weight: _containers.RepeatedScalarFieldContainer[float]
     late_known_pixels: int
     note: str
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    candidate: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ..., candidate: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StreamSampleResponse(_message.Message):
     __slots__ = ("rows", "result")

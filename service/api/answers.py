@@ -64,12 +64,33 @@ class CompleteAnswer(GenerationAnswer):
     )
 
 
-class RowsEvent(BaseModel):
+class ProgressEvent(BaseModel):
+    """How far the reader of a stream is."""
+
+    rows_done: int = Field(
+        description="rows of all images that were sent up to this event, before a cut included"
+    )
+    rows_total: int = Field(description="rows of all images")
+    resume_token: str = Field(
+        description="sent with the same request, it goes on after this event",
+        examples=["AX9xPnKX9SByBwAAAAAAAABmmqOMmcxvXAEAAAAEAAAAEuXTpg"],
+    )
+
+
+class RowsEvent(ProgressEvent):
     """Rows of one image that were painted since its last ones: the event `rows` of a stream."""
 
     image: int = Field(description="which of the images, or of the candidates, from 0")
     first_row: int = Field(description="the first of the rows, from 0 at the top")
     rows: list[list[int]] = Field(description="levels, [rows, width], whatever `scale` is")
+
+
+class PreviewEvent(ProgressEvent):
+    """All images, or candidates, as far as they are painted: the event `preview` of a stream."""
+
+    png: str = Field(
+        description="base64 PNG, laid out as the PNG of an answer; what is not painted is level 0"
+    )
 
 
 class EncodeAnswer(Metadata):

@@ -26,6 +26,7 @@ class Paint(NamedTuple):
 
     graph: str
     canvas: Canvas
+    seed: int  # that the canvas's noise, and classes that were drawn, are of
 
 
 def painted(
@@ -49,7 +50,7 @@ def painted(
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
         level_step=_level_step(manifest),
     )
-    outputs = yield Paint(graph, canvas)
+    outputs = yield Paint(graph, canvas, seed)
     log_probability = outputs["log_probability"].astype(np.float64)
     late = late_known(forced)
     levels = outputs["levels"][:, :, :, None]

@@ -18,6 +18,7 @@ Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
 GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
+Show = Literal["rows", "preview"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
 
@@ -112,6 +113,20 @@ class CompleteRequest(SampleRequest):
     def drawn(self) -> int:
         """How many completions are drawn."""
         return self.count if self.candidates is None else self.candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRequest:
+    """How a stream shows what is being painted: rows of an image, or one picture of all images.
+
+    Rows come once there are `every_rows` new ones of an image, a picture once there are as many for
+    each image on average; the last ones come in any case. The `resume_token` of a stream that was
+    cut goes on after the step that carried it, for the same request.
+    """
+
+    show: Show = "rows"
+    every_rows: int = 1
+    resume_token: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

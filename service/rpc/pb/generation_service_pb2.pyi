@@ -19,6 +19,12 @@ class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_FORMAT_ARRAY: _ClassVar[ImageFormat]
     IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
 
+class Show(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHOW_UNSPECIFIED: _ClassVar[Show]
+    SHOW_ROWS: _ClassVar[Show]
+    SHOW_PREVIEW: _ClassVar[Show]
+
 class GenerationPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     GENERATION_PART_UNSPECIFIED: _ClassVar[GenerationPart]
@@ -91,6 +97,9 @@ SCALE_UNIT: Scale
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_ARRAY: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
+SHOW_UNSPECIFIED: Show
+SHOW_ROWS: Show
+SHOW_PREVIEW: Show
 GENERATION_PART_UNSPECIFIED: GenerationPart
 GENERATION_PART_IMAGES: GenerationPart
 GENERATION_PART_LATENTS: GenerationPart
@@ -525,35 +534,81 @@ class CompleteResponse(_message.Message):
     candidate: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ..., candidate: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class StreamSampleRequest(_message.Message):
+    __slots__ = ("request", "show", "every_rows", "resume_token")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SHOW_FIELD_NUMBER: _ClassVar[int]
+    EVERY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    request: SampleRequest
+    show: Show
+    every_rows: int
+    resume_token: str
+    def __init__(self, request: _Optional[_Union[SampleRequest, _Mapping]] = ..., show: _Optional[_Union[Show, str]] = ..., every_rows: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
 class StreamSampleResponse(_message.Message):
-    __slots__ = ("rows", "result")
+    __slots__ = ("rows", "result", "preview")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     rows: Rows
     result: SampleResponse
-    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
+class StreamCompleteRequest(_message.Message):
+    __slots__ = ("request", "show", "every_rows", "resume_token")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SHOW_FIELD_NUMBER: _ClassVar[int]
+    EVERY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    request: CompleteRequest
+    show: Show
+    every_rows: int
+    resume_token: str
+    def __init__(self, request: _Optional[_Union[CompleteRequest, _Mapping]] = ..., show: _Optional[_Union[Show, str]] = ..., every_rows: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class StreamCompleteResponse(_message.Message):
-    __slots__ = ("rows", "result")
+    __slots__ = ("rows", "result", "preview")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     rows: Rows
     result: CompleteResponse
-    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
 
 class Rows(_message.Message):
-    __slots__ = ("image", "first_row", "count", "width", "levels")
+    __slots__ = ("image", "first_row", "count", "width", "levels", "rows_done", "rows_total", "resume_token")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     image: int
     first_row: int
     count: int
     width: int
     levels: bytes
-    def __init__(self, image: _Optional[int] = ..., first_row: _Optional[int] = ..., count: _Optional[int] = ..., width: _Optional[int] = ..., levels: _Optional[bytes] = ...) -> None: ...
+    rows_done: int
+    rows_total: int
+    resume_token: str
+    def __init__(self, image: _Optional[int] = ..., first_row: _Optional[int] = ..., count: _Optional[int] = ..., width: _Optional[int] = ..., levels: _Optional[bytes] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("png", "rows_done", "rows_total", "resume_token")
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    png: bytes
+    rows_done: int
+    rows_total: int
+    resume_token: str
+    def __init__(self, png: _Optional[bytes] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

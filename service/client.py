@@ -58,8 +58,7 @@ def sample(
     )
     files = answer.images.png.files
     images = [png_to_levels(content, _PNG_LEVELS) for content in files]
-    columns = math.ceil(math.sqrt(len(images)))
-    return levels_to_png(grid(np.stack(images), columns), _PNG_LEVELS)
+    return levels_to_png(grid(np.stack(images)), _PNG_LEVELS)
 
 
 def score(

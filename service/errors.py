@@ -5,6 +5,7 @@ GenserveError
     MalformedRequest, UnsupportedMediaType, NotAcceptable, PayloadTooLarge
     InvalidImage, InvalidLatent, OutOfRange, BinarisationRequired
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
+    InvalidResumeToken, ResumeMismatch
   ModelNotFound, OperationNotOffered, ModelUnavailable
   QueueFull, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
 StartupError
@@ -100,6 +101,18 @@ class ConditionNotOffered(InvalidRequest):
     """The model can't be conditioned this way."""
 
     reason = "CONDITION_NOT_OFFERED"
+
+
+class InvalidResumeToken(InvalidRequest):
+    """A resume token is none that this service wrote."""
+
+    reason = "INVALID_RESUME_TOKEN"
+
+
+class ResumeMismatch(InvalidRequest):
+    """A resume token is of another artifact, seed or request."""
+
+    reason = "RESUME_MISMATCH"
 
 
 class ModelNotFound(GenserveError):

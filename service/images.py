@@ -54,9 +54,13 @@ def levels_to_png(image: Levels, levels: int) -> bytes:
     return buffer.getvalue()
 
 
-def grid(images: Levels, columns: int) -> Levels:
-    """Lay images [N, H, W, C] out row by row as one [rows * H, columns * W, C]; gaps are 0."""
+def grid(images: Levels, columns: int | None = None) -> Levels:
+    """Lay images [N, H, W, C] out row by row as one [rows * H, columns * W, C]; gaps are 0.
+
+    Without columns, it is about as many images wide as high.
+    """
     count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     cells = np.zeros((rows * columns, height, width, channels), np.uint8)
     cells[:count] = images

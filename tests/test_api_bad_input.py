@@ -541,6 +541,7 @@ json_values = st.recursive(
 FIELDS = (
     "model", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale",
     "return", "image_format", "timeout_ms", "images", "binarisation", "samples", "class_weights",
+    "show", "every_rows", "resume_token",
 )  # fmt: skip
 bodies = json_values | st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5)
 
@@ -550,7 +551,7 @@ bodies = json_values | st.dictionaries(st.sampled_from(FIELDS), json_values, max
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(path=st.sampled_from(["/sample", "/likelihood"]), body=bodies)
+@given(path=st.sampled_from(["/sample", "/sample/stream", "/likelihood"]), body=bodies)
 async def test_no_json_makes_the_server_fail(
     client: httpx.AsyncClient, path: str, body: object
 ) -> None:

@@ -18,14 +18,17 @@ from prometheus_client import CollectorRegistry
 
 from service.api.app import OPERATIONS, create_app
 from service.api.problems import STATUS
+from service.api.schemas import StreamCompleteBody, StreamSampleBody
 from service.core import operations as core
 from service.core.engine import Engine
+from service.core.resumption import read_token
 from service.errors import GenserveError
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings
 from tests.both_transports import counts
 from tests.fakes import GatedSession
+from tests.test_streams import events_of
 
 JSON = "application/json"
 SECONDS = 30  # a test that hangs fails
@@ -466,6 +469,22 @@ async def test_openapi_documents_every_body_and_answer(document: dict[str, Any])
         for status in ("4XX", "5XX"):
             content = route["responses"][status]["content"]["application/problem+json"]
             assert "reason" in resolve(document, content["schema"])["properties"]
+
+
+async def test_openapi_documents_every_stream(document: dict[str, Any]) -> None:
+    for name, schema in {"sample": StreamSampleBody, "complete": StreamCompleteBody}.items():
+        route = document["paths"][f"/{name}/stream"]["post"]
+        body = resolve(document, route["requestBody"]["content"][JSON]["schema"])
+        for field, described in body["properties"].items():
+            assert described.get("description"), f"{field} of {name} has no description"
+        assert body["examples"]
+        for example in body["examples"]:
+            assert schema.model_validate(example).core_stream()
+        example = route["responses"]["200"]["content"]["text/event-stream"]["example"]
+        (shown, event), (last, _) = events_of(example)
+        assert (shown, last) == ("preview", "result")
+        assert read_token(event["resume_token"]).runs.tolist() == [[1, event["rows_done"]]]
+        assert set(event) == set(document["components"]["schemas"]["PreviewEvent"]["properties"])
 
 
 async def test_openapi_names_the_media_types(document: dict[str, Any]) -> None:

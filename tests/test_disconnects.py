@@ -66,7 +66,7 @@ async def over_http(client: httpx.AsyncClient, body: dict[str, Any], events: int
 
 
 async def over_grpc(stub: GenerationServiceStub, body: dict[str, Any], events: int | None) -> bool:
-    call = stub.StreamSample(pb.SampleRequest(**body))
+    call = stub.StreamSample(pb.StreamSampleRequest(request=pb.SampleRequest(**body)))
     async for step in call:
         if step.HasField("result"):
             return True

@@ -16,7 +16,7 @@ from service.core.requests import (
     GenerationResult,
     SampleRequest,
 )
-from service.core.rows import Progress
+from service.core.streaming import Rows
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings
@@ -101,7 +101,7 @@ async def receive(engine: Engine, arrival: Arrival) -> GenerationResult | None:
                 assert isinstance(event.result, GenerationResult)
                 assert np.array_equal(told[..., None], event.result.images)
                 return event.result
-            assert isinstance(event, Progress)
+            assert isinstance(event, Rows)
             assert event.first_row == rows_told[event.image], "no row is left out or told twice"
             rows_told[event.image] += len(event.levels)
             told[event.image, event.first_row : rows_told[event.image]] = event.levels

@@ -11,7 +11,11 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
+from service.core.engine import Engine
+from service.core.operations import work
+from service.core.requests import CompleteRequest
 from service.images import levels_to_png
+from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from tests.fakes import RASTER_LEVELS, SIDE
@@ -221,6 +225,8 @@ async def complete_both(
         assert over_rest[name] == list(getattr(over_grpc, name))
     assert over_rest["late_known_pixels"] == over_grpc.late_known_pixels
     assert over_rest.get("note", "") == over_grpc.note
+    assert over_rest.get("candidate", []) == list(over_grpc.candidate)
+    assert over_rest.get("class_label", []) == list(over_grpc.class_label)
     return over_rest, images
 
 
@@ -307,7 +313,60 @@ async def test_completions_that_are_not_json_say_the_rest_in_headers(
     assert np.load(io.BytesIO(answer.content)).shape == (1,)
 
 
+LATE = np.zeros((SIDE, SIDE), bool)
+LATE[0, 0] = LATE[2, 1:3] = True
+
+
+@pytest.mark.parametrize("classes", [{}, {"class_label": [2]}, {"class_label": [0, 1, 2] * 3}])
+@pytest.mark.parametrize("count", [1, 4, 9])
+async def test_the_best_candidates_are_those_of_a_plain_run_with_as_many(
+    count: int, classes: dict[str, Any], client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    (image,) = await sample(client, seed=1)
+    fields = {"known": LATE, "seed": 3, **classes}
+    plain, everyone = await complete_both(client, stub, image, count=9, **fields)
+    ranked = sorted(range(9), key=lambda index: (-plain["log_weight"][index], index))
+    best, images = await complete_both(client, stub, image, count=count, candidates=9, **fields)
+    assert best["candidate"] == ranked[:count] and "candidate" not in plain
+    assert np.array_equal(images, everyone[ranked[:count]])
+    for name in ("log_likelihood", "log_weight", "class_weights", "class_label"):
+        if name in plain:
+            assert best[name] == [plain[name][index] for index in ranked[:count]], name
+    assert best["late_known_pixels"] == 2
+
+
+async def test_of_equally_good_candidates_the_first_are_chosen(
+    client: httpx.AsyncClient, stub: GenerationServiceStub
+) -> None:
+    fields = {"known": LATE, "greedy": True, "count": 2, "candidates": 5}
+    best, _ = await complete_both(client, stub, np.zeros((SIDE, SIDE, 1), int), seed=1, **fields)
+    assert best["candidate"] == [0, 1] and len(set(best["log_weight"])) == 1
+
+
+async def test_candidates_count_as_images_that_are_painted(
+    client: httpx.AsyncClient, engine: Engine, metrics: Metrics
+) -> None:
+    image = np.zeros((SIDE, SIDE, 1), np.uint8)
+    manifest = engine.models.find(MODEL).manifest
+    assert work(manifest, CompleteRequest(image=image, known=LATE, candidates=20)) == 20
+    await post(client, "complete", image=image.tolist(), known=LATE.tolist(), candidates=20)
+    labels = {"model": MODEL}
+    assert metrics.registry.get_sample_value("genserve_rows_total", labels) == 20 * SIDE
+    labels["operation"] = "complete"
+    assert metrics.registry.get_sample_value("genserve_images_total", labels) == 1
+
+
+async def test_a_picture_of_the_best_names_them_in_a_header(client: httpx.AsyncClient) -> None:
+    image = np.zeros((SIDE, SIDE, 1), int).tolist()
+    body = {"model": MODEL, "image": image, "known": LATE.tolist(), "seed": 3}
+    body |= {"count": 2, "candidates": 6}
+    best = (await client.post("/complete", json=body)).json()["candidate"]
+    answer = await client.post("/complete", json=body, headers={"Accept": "image/png"})
+    assert answer.headers["x-genserve-candidate"] == f"{best[0]},{best[1]}"
+
+
 IMAGE = np.zeros((SIDE, SIDE, 1), np.uint8)
+MASK = {"known": LATE.tolist()}, {"known": LATE.tobytes()}
 WRONG = {
     "both": (
         {"prefix_rows": 1, "known": np.ones((SIDE, SIDE), bool).tolist()}, None, "exactly one of"
@@ -333,6 +392,24 @@ WRONG = {
         {"image": [IMAGE.tolist()] * 2, "prefix_rows": 1},
         {"image": message_of(np.stack([IMAGE] * 2)), "prefix_rows": 1},
         "",
+    ),
+    "fewer candidates than completions": (
+        {**MASK[0], "count": 3, "candidates": 2},
+        {**MASK[1], "count": 3, "candidates": 2},
+        "candidates is 2; allowed is 3 to 32",
+    ),
+    "too many candidates": (
+        {**MASK[0], "candidates": 33}, {**MASK[1], "candidates": 33}, "allowed is 1 to 32"
+    ),
+    "candidates for nothing": (
+        {**MASK[0], "count": 0, "candidates": 2},
+        {**MASK[1], "count": 0, "candidates": 2},
+        "count is 0; allowed is 1 to 32",
+    ),
+    "candidates of equal weight": (
+        {"prefix_rows": 2, "candidates": 4},
+        {"prefix_rows": 2, "candidates": 4},
+        "there are none here; give some in known, or leave out candidates",
     ),
     "latents": (
         {"prefix_rows": 1, "return": "latents"},

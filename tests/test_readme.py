@@ -1,4 +1,5 @@
-"""The README's commands run as they stand, against a real server with the bundled models."""
+"""The commands of the README and of docs/painting.md run as they stand, against a real server with
+the bundled models."""
 
 import json
 import re
@@ -13,7 +14,8 @@ from tests.live import LiveServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.M | re.S)
+PAINTING = (ROOT / "docs" / "painting.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README + PAINTING, re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,16 @@ def test_a_command_of_the_readme_works(
         picture = Image.open(folder / "digits.png")
         assert picture.size == (4 * 28, 4 * 28)
         assert len(picture.getcolors() or []) > 10, "digits have grey edges"
+    if '"preview"' in block:
+        done = [json.loads(line[6:])["rows_done"] for line in output.splitlines()[1:-3:3]]
+        assert len(done) >= 1 and done[-1] == 28 and done == sorted(done)
+    if "resume_token" in block:
+        *rows, last = output.split("\n")[:-1]
+        assert rows[-1] == "rows 56" and last == "result None"
+    if "candidates" in block:
+        answer = json.loads(output)
+        assert len(answer["images"]) == len(answer["candidate"]) == 2
+        assert answer["log_weight"] == sorted(answer["log_weight"], reverse=True)
     if "/metrics" in block:
         assert 'model="mnist-dcgan"' in output
 

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from service.api.app import create_app
 from service.core.engine import Answer, Engine
 from service.core.requests import SampleRequest
-from service.core.rows import Progress
+from service.core.streaming import Progress
 from service.errors import OutOfRange, ShuttingDown
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
@@ -160,7 +160,7 @@ async def test_both_transports_stream_what_they_would_answer(
     assert np.array_equal(put_together(3, parts), plain["images"])
     del plain["request_id"], result["request_id"]
     assert result == plain
-    call = stub.StreamSample(pb.SampleRequest(model=MODEL, count=3, seed=5))
+    call = stub.StreamSample(request_of(count=3, seed=5))
     *steps, last = [message async for message in call]
     parts = [(s.rows.image, s.rows.first_row, levels_of(s.rows)) for s in steps]
     assert np.array_equal(put_together(3, parts), plain["images"])
@@ -168,6 +168,10 @@ async def test_both_transports_stream_what_they_would_answer(
     assert last.result.request_id == dict(await call.initial_metadata())["x-request-id"]
     last.result.request_id = expected.request_id
     assert last.result == expected
+
+
+def request_of(**fields: Any) -> pb.StreamSampleRequest:
+    return pb.StreamSampleRequest(request=pb.SampleRequest(**{"model": MODEL, **fields}))
 
 
 def levels_of(rows: pb.Rows) -> np.ndarray:
@@ -187,7 +191,8 @@ async def test_completions_are_streamed_too(
     assert result["late_known_pixels"] == 1
     picture = pb.Images(count=1, height=SIDE, width=SIDE, channels=1, levels=image.tobytes())
     request = pb.CompleteRequest(model=MODEL, count=3, seed=5, image=picture, known=known.tobytes())
-    *_, last = [message async for message in stub.StreamComplete(request)]
+    call = stub.StreamComplete(pb.StreamCompleteRequest(request=request))
+    *_, last = [message async for message in call]
     assert last.result.images.levels == np.array(result["images"], np.uint8).tobytes()
     assert last.result.note == result["note"]
 
@@ -197,7 +202,7 @@ async def test_a_model_without_rows_streams_its_result_alone_on_both(
 ) -> None:
     ((name, result),) = await stream(client, "/sample/stream", {"seed": 1})
     assert name == "result" and result["model"] == "toy-gan@1"
-    (message,) = [message async for message in stub.StreamSample(pb.SampleRequest(seed=1))]
+    (message,) = [message async for message in stub.StreamSample(request_of(model=None, seed=1))]
     assert message.result.model == "toy-gan@1"
 
 
@@ -211,7 +216,7 @@ async def test_an_error_before_the_first_event_is_an_ordinary_one(
         answer = await client.post("/sample/stream", json={"model": MODEL, **body})
         assert answer.headers["content-type"] == "application/problem+json"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.StreamSample(pb.SampleRequest(**{"model": MODEL, **body})).read()
+            await stub.StreamSample(request_of(**body)).read()
         assert info_of(refused.value).reason == answer.json()["reason"]
     accept = {"Accept": "image/png"}
     answer = await client.post("/sample/stream", json={}, headers=accept)
@@ -233,7 +238,7 @@ async def test_an_error_on_the_way_is_a_typed_event_or_the_status(
     assert first["first_row"] == 0 and name == "error"
     assert problem["reason"] == "INFERENCE_FAILED" and problem["status"] == 500
     metered.breaks_at = 4
-    call = stub.StreamSample(pb.SampleRequest(model=MODEL))
+    call = stub.StreamSample(request_of())
     assert (await call.read()).rows.count == 1
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await call.read()
@@ -247,7 +252,7 @@ async def test_a_deadline_ends_a_stream(
     answer = await client.post("/sample/stream", json={"model": MODEL, "timeout_ms": 1})
     assert answer.status_code == 504
     with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
-        await stub.StreamSample(pb.SampleRequest(model=MODEL, timeout_ms=1)).read()
+        await stub.StreamSample(request_of(timeout_ms=1)).read()
 
 
 async def test_a_stream_that_nobody_reads_does_not_keep_the_server_from_stopping(
@@ -334,7 +339,7 @@ async def test_a_client_that_leaves_a_stream_frees_its_slots_before_the_next_row
 async def test_a_cancelled_call_frees_its_slots_before_the_next_row(
     stub: GenerationServiceStub, metrics: Metrics, metered: Metered
 ) -> None:
-    call = stub.StreamSample(pb.SampleRequest(model=MODEL))
+    call = stub.StreamSample(request_of())
     metered.allowed.release()
     assert (await call.read()).rows.first_row == 0
     await until(lambda: metered.runs == 2)
@@ -343,5 +348,5 @@ async def test_a_cancelled_call_frees_its_slots_before_the_next_row(
     metered.allowed.release(100)
     await until(lambda: busy_slots(metrics) == 0)
     assert metered.runs == 2
-    (*_, last) = [step async for step in stub.StreamSample(pb.SampleRequest(model=MODEL))]
+    (*_, last) = [step async for step in stub.StreamSample(request_of())]
     assert last.result.images.count == 1, "the next one has slots"

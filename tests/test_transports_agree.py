@@ -12,14 +12,15 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 from pydantic import BaseModel
 
-from service.api import fields, problems, schemas
+from service.api import answers, fields, problems, schemas
 from service.core import requests
 from service.images import levels_to_png
 from service.rpc import status
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.words import to_word
-from tests.fakes import LATENT, SIDE
+from tests.fakes import LATENT, RASTER_LEVELS, SIDE
+from tests.test_streams import events_of
 
 SAME_MEANING = {
     (400, "INVALID_ARGUMENT"),
@@ -47,8 +48,13 @@ SCHEMAS = {
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,
 }
+STREAMS = {
+    pb.StreamSampleRequest: (pb.SampleRequest, schemas.StreamSampleBody),
+    pb.StreamCompleteRequest: (pb.CompleteRequest, schemas.StreamCompleteBody),
+}
 CHOICES = {
     pb.Scale: requests.Scale,
+    pb.Show: requests.Show,
     pb.InterpolationMode: requests.Mode,
     pb.Binarisation: requests.BinarisationRule,
     pb.GenerationPart: requests.GenerationPart,
@@ -73,6 +79,24 @@ def test_every_error_means_the_same_on_both() -> None:
 def test_every_request_has_the_same_fields_on_both(message: type, schema: type[BaseModel]) -> None:
     in_json = {field.alias or name for name, field in schema.model_fields.items()}
     assert names_of(message.DESCRIPTOR) == in_json
+
+
+@pytest.mark.parametrize("message", STREAMS, ids=lambda message: message.DESCRIPTOR.name)
+def test_every_stream_takes_the_same_fields_on_both(message: type) -> None:
+    request, schema = STREAMS[message]
+    own = names_of(message.DESCRIPTOR) - {"request"}
+    assert own and message.DESCRIPTOR.fields_by_name["request"].message_type is request.DESCRIPTOR
+    assert own | names_of(request.DESCRIPTOR) == set(schema.field_names())
+
+
+@pytest.mark.parametrize("step", [pb.StreamSampleResponse, pb.StreamCompleteResponse])
+def test_every_step_of_a_stream_is_an_event_of_the_same_name(step: type) -> None:
+    progress = set(answers.ProgressEvent.model_fields)
+    assert {field.name for field in step.DESCRIPTOR.fields} == {"rows", "preview", "result"}
+    for name, event in {"Rows": answers.RowsEvent, "Preview": answers.PreviewEvent}.items():
+        fields_of_step = {field.name for field in getattr(pb, name).DESCRIPTOR.fields}
+        assert progress <= fields_of_step and progress < set(event.model_fields)
+    assert names_of(pb.Preview.DESCRIPTOR) == set(answers.PreviewEvent.model_fields)
 
 
 def names_of(message: Descriptor) -> set[str]:
@@ -263,6 +287,43 @@ async def test_scores_are_the_same_bytes(
     over_rest, over_grpc = await post(client, "likelihood", body), await stub.Likelihood(request)
     assert_same_origin(over_rest, over_grpc)
     assert over_rest["results"] == results(over_grpc)
+
+
+STREAMED = {"every_rows": SIDE, "show": "rows"}, {"every_rows": 2, "show": "preview"}
+
+
+@pytest.mark.parametrize("shown", STREAMED, ids=["rows", "preview"])
+@pytest.mark.parametrize("operation", ["sample", "complete"])
+async def test_the_last_steps_of_a_stream_are_the_same_bytes(
+    shown: dict[str, object],
+    operation: str,
+    client: httpx.AsyncClient,
+    stub: GenerationServiceStub,
+) -> None:
+    body: dict[str, object] = {"model": "toy-raster", "seed": 5, "class_label": 1}
+    asked = {**body, "class_label": [1]}
+    if operation == "complete":
+        image = LEVELS[:1] % RASTER_LEVELS
+        known = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 3 == 0
+        body |= {"image": image[0].tolist(), "known": known.tolist()}
+        asked |= {"image": levels_of(image), "known": known.tobytes()}
+    over_rest = await client.post(f"/{operation}/stream", json={**body, **shown})
+    *_, (name, event), _ = events_of(over_rest.text)
+    step = getattr(pb, f"Stream{operation.capitalize()}Request")(
+        request=getattr(pb, f"{operation.capitalize()}Request")(**asked),
+        every_rows=shown["every_rows"],
+        show=f"SHOW_{str(shown['show']).upper()}",
+    )
+    *_, last, _ = [m async for m in getattr(stub, f"Stream{operation.capitalize()}")(step)]
+    assert name == last.WhichOneof("event") == shown["show"]
+    sent = getattr(last, name)
+    for field in ("rows_done", "rows_total", "resume_token"):
+        assert event[field] == getattr(sent, field), field
+    if name == "preview":
+        assert base64.b64decode(event["png"]) == sent.png
+    else:
+        assert bytes(np.array(event["rows"], np.uint8)) == sent.levels
+        assert (event["image"], event["first_row"]) == (sent.image, sent.first_row)
 
 
 REFUSED = {

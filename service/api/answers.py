@@ -57,14 +57,40 @@ class CompleteAnswer(GenerationAnswer):
         "and did not influence the pixels before them"
     )
     note: str | None = Field(None, description="says so, where there are any")
+    candidate: list[int] | None = Field(
+        None,
+        description="where `candidates` were asked for: which of them each image is, from 0, best "
+        "first; candidate i has the noise of image i of the seed",
+    )
 
 
-class RowsEvent(BaseModel):
+class ProgressEvent(BaseModel):
+    """How far the reader of a stream is."""
+
+    rows_done: int = Field(
+        description="rows of all images that were sent up to this event, before a cut included"
+    )
+    rows_total: int = Field(description="rows of all images")
+    resume_token: str = Field(
+        description="sent with the same request, it goes on after this event",
+        examples=["AX9xPnKX9SByBwAAAAAAAABmmqOMmcxvXAEAAAAEAAAAEuXTpg"],
+    )
+
+
+class RowsEvent(ProgressEvent):
     """Rows of one image that were painted since its last ones: the event `rows` of a stream."""
 
-    image: int = Field(description="which of the images, from 0")
+    image: int = Field(description="which of the images, or of the candidates, from 0")
     first_row: int = Field(description="the first of the rows, from 0 at the top")
     rows: list[list[int]] = Field(description="levels, [rows, width], whatever `scale` is")
+
+
+class PreviewEvent(ProgressEvent):
+    """All images, or candidates, as far as they are painted: the event `preview` of a stream."""
+
+    png: str = Field(
+        description="base64 PNG, laid out as the PNG of an answer; what is not painted is level 0"
+    )
 
 
 class EncodeAnswer(Metadata):
@@ -123,7 +149,7 @@ def to_json(answer: Answer, body: Body, request_id: str) -> str:
         case GenerationResult() as result:
             said |= _generated(answer, result, body) | _classes(result)
             content = (
-                CompleteAnswer(**said, **_late(result))
+                CompleteAnswer(**said, **_completed(result))
                 if isinstance(body, CompleteBody)
                 else GenerationAnswer(**said)
             )
@@ -162,9 +188,13 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
     return content
 
 
-def _late(result: GenerationResult) -> dict[str, Any]:
-    late = {"late_known_pixels": result.late_known_pixels}
-    return {**late, "note": result.note} if result.note else late
+def _completed(result: GenerationResult) -> dict[str, Any]:
+    said: dict[str, Any] = {"late_known_pixels": result.late_known_pixels}
+    if result.note:
+        said["note"] = result.note
+    if result.candidate is not None:
+        said["candidate"] = result.candidate
+    return said
 
 
 def _classes(result: GenerationResult) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from service.api.schemas import (
     LikelihoodBody,
     ReconstructBody,
     SampleBody,
+    StreamCompleteBody,
+    StreamSampleBody,
 )
 from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.core.engine import Engine
@@ -49,17 +51,17 @@ class Operation:
     name: str
     body: type[Body]
     answer: type[BaseModel]
-    streams: bool = False  # whether rows can be had as they are painted
+    stream: type[StreamSampleBody] | None = None  # where it can be seen while it is painted
 
 
 OPERATIONS = (
-    Operation("sample", SampleBody, GenerationAnswer, streams=True),
+    Operation("sample", SampleBody, GenerationAnswer, StreamSampleBody),
     Operation("encode", EncodeBody, EncodeAnswer),
     Operation("decode", DecodeBody, GenerationAnswer),
     Operation("reconstruct", ReconstructBody, GenerationAnswer),
     Operation("likelihood", LikelihoodBody, LikelihoodAnswer),
     Operation("interpolate", InterpolateBody, GenerationAnswer),
-    Operation("complete", CompleteBody, CompleteAnswer, streams=True),
+    Operation("complete", CompleteBody, CompleteAnswer, StreamCompleteBody),
 )
 
 
@@ -97,6 +99,7 @@ def create_app(
     app.include_router(_models(engine))
     app.include_router(_watching(engine, metrics))
     schemas = [operation.body for operation in OPERATIONS]
+    schemas += [operation.stream for operation in OPERATIONS if operation.stream is not None]
     app.openapi = cache(partial(openapi.build, app, schemas))  # type: ignore[method-assign]
     return app
 
@@ -114,16 +117,16 @@ def _operations(engine: Engine, metrics: Metrics, limits: BodyLimits) -> APIRout
             responses=openapi.describe_answers(operation.body, operation.answer),
             openapi_extra=openapi.describe_request(operation.body),
         )
-        if operation.streams:
+        if operation.stream is not None:
             router.add_api_route(
                 f"/{operation.name}/stream",
-                _streaming_handler(engine, metrics, operation, limits),
+                _streaming_handler(engine, metrics, operation.name, operation.stream, limits),
                 methods=["POST"],
                 operation_id=f"{operation.name}_stream",
-                summary=f"As /{operation.name}, with rows of pixels as they are painted.",
+                summary=(operation.stream.__doc__ or "").strip(),
                 response_model=None,
                 responses=openapi.describe_events(),
-                openapi_extra=openapi.describe_request(operation.body),
+                openapi_extra=openapi.describe_request(operation.stream),
             )
     return router
 
@@ -150,17 +153,22 @@ def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: Bod
 
 
 def _streaming_handler(
-    engine: Engine, metrics: Metrics, operation: Operation, limits: BodyLimits
+    engine: Engine,
+    metrics: Metrics,
+    operation: str,
+    schema: type[StreamSampleBody],
+    limits: BodyLimits,
 ) -> Any:
     async def handle(request: Request) -> Response:
-        with metrics.counting_refusals(operation.name):
+        with metrics.counting_refusals(operation):
             choose(request.headers.get("accept"), [EVENT_STREAM])
-            body = await read_body(request, operation.body, limits)
+            body = await read_body(request, schema, limits)
             formats.check_answerable(body, JSON)
             asked = body.to_core()
         events = engine.stream(
-            operation.name,
+            operation,
             asked,
+            stream=body.core_stream(),
             model=body.model,
             timeout_seconds=body.timeout_seconds,
         )

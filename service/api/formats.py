@@ -4,7 +4,6 @@ What JSON says beside its arrays, the other two say in headers: `artifact_digest
 `X-Genserve-Artifact-Digest`.
 """
 
-import math
 from typing import Any
 from urllib.parse import quote
 
@@ -56,9 +55,8 @@ def write(answer: Answer, body: Body, media_type: str, request_id: str) -> Respo
 def _to_png(answer: Answer) -> bytes:
     """Return one picture of all images: in the columns of the result, or about square."""
     assert isinstance(answer.result, GenerationResult)
-    images = answer.result.images
-    columns = answer.result.columns or math.ceil(math.sqrt(len(images)))
-    return levels_to_png(grid(images, columns), answer.manifest.event.levels)
+    picture = grid(answer.result.images, answer.result.columns)
+    return levels_to_png(picture, answer.manifest.event.levels)
 
 
 def _to_npy(answer: Answer, part: str) -> bytes:
@@ -83,6 +81,8 @@ def _facts(answer: Answer) -> dict[str, Any]:
                 said["latent_space"] = latent_space(answer)
             if result.note:
                 said["note"] = result.note
+            if result.candidate is not None:
+                said["candidate"] = ",".join(map(str, result.candidate))
             return said
         case EncodeResult():
             return {"latent_space": latent_space(answer)}

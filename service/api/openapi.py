@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.api import bodies, formats
-from service.api.answers import RowsEvent
+from service.api.answers import PreviewEvent, RowsEvent
 from service.api.bodies import FORM, JSON, NPY, PNG
 from service.api.problems import PROBLEM_JSON, Problem
 from service.api.schemas import Body
@@ -41,13 +41,25 @@ def describe_answers(body: type[Body], answer: type[BaseModel]) -> dict[int | st
 def describe_events() -> dict[int | str, dict[str, Any]]:
     """Return the responses of a stream, problems before its first event included."""
     description = (
-        "Server-sent events, each with one line of JSON as its data: `rows` (a RowsEvent) as rows "
-        "are painted, several at once for who reads slowly; then `result`, the JSON answer of the "
-        "operation without stream; or `error`, a Problem, where it fails on the way."
+        "Server-sent events, each with one line of JSON as its data: `rows` (a RowsEvent) or "
+        "`preview` (a PreviewEvent) while images are painted, more at once for who reads slowly; "
+        "then `result`, the JSON answer of the operation without stream; or `error`, a Problem, "
+        "where it fails on the way. A stream that is cut goes on where the same request is sent "
+        "with the last `resume_token` that was read."
     )
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    content = {"text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS}}
     return {200: {"description": description, "content": content}, **PROBLEMS}
 
+
+_EVENTS = """event: preview
+data: {"rows_done":4,"rows_total":28,\
+"resume_token":"AX9xPnKX9SByBwAAAAAAAABmmqOMmcxvXAEAAAAEAAAAEuXTpg",\
+"png":"iVBORw0KGgo..."}
+
+event: result
+data: {"model":"mnist-pixelcnn@1","seed":7,"images":["iVBORw0KGgo..."]}
+
+"""
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -66,7 +78,7 @@ def build(app: FastAPI, schemas: list[type[Body]]) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    models: list[type[BaseModel]] = [*schemas, Problem, RowsEvent]
+    models: list[type[BaseModel]] = [*schemas, Problem, RowsEvent, PreviewEvent]
     _, definitions = models_json_schema(
         [(model, "validation") for model in models], ref_template=_REFERENCE
     )

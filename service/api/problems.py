@@ -28,6 +28,8 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.LatentSpaceMismatch: 422,
     errors.ControlNotOffered: 422,
     errors.ConditionNotOffered: 422,
+    errors.InvalidResumeToken: 422,
+    errors.ResumeMismatch: 422,
     errors.ModelNotFound: 404,
     errors.OperationNotOffered: 422,
     errors.ModelUnavailable: 503,

@@ -8,7 +8,7 @@ shapes) is checked by the core, for every transport alike.
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.arrays import Booleans, Numbers, Picture, Pictures
@@ -27,6 +27,11 @@ from service.core import requests as core
 
 Upload = Literal["images", "latents"]
 
+# The example of an image: a PNG of 28 rows of 28 black pixels.
+_BLANK = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAAAAABXZoBIAAAAE0lEQVR4AWNgGAWjITAaAsSEAAADLAABz+b8bgAAAABJR"
+    "U5ErkJggg=="
+)
 _SEED = "0 to 2^53 - 1; drawn and returned where left out"
 
 
@@ -147,6 +152,10 @@ class CompleteBody(SampleBody):
     known: Booleans | None = None
     """Which of its pixels are known, [height, width], true where they are kept. A known pixel
     influences only pixels that come after it in raster order."""
+    candidates: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
+    """Draw so many completions, `count` to the server's limit of images, and answer the `count`
+    with the highest log_weight, best first. Where `known` has pixels after unknown ones; else all
+    have the same weight. A class, where each has one, is given for each candidate."""
 
     def to_core(self) -> core.CompleteRequest:
         """Return the core's request."""
@@ -155,7 +164,56 @@ class CompleteBody(SampleBody):
             image=self.image,
             prefix_rows=self.prefix_rows,
             known=self.known,
+            candidates=self.candidates,
         )
+
+
+class StreamSampleBody(SampleBody):
+    """Draw images, and show them while they are painted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "mnist-pixelcnn", "seed": 7},
+                {"model": "mnist-pixelcnn", "count": 16, "show": "preview", "every_rows": 4},
+            ]
+        }
+    )
+
+    show: core.Show = "rows"
+    """`rows`: the levels of new rows, one image at a time; `preview`: one PNG of all images as far
+    as they are painted, laid out as the PNG of an answer, its unpainted pixels of level 0."""
+    every_rows: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 1
+    """So many new rows of an image, 1 to its height, make an event; in a preview, so many for each
+    image on average. The last rows come in any case."""
+    resume_token: str | None = None
+    """Of the last event that was read of a stream that was cut: the same request goes on after it,
+    on any replica with the same artifact. `seed` may be left out; how it is shown and what is
+    answered may change, what is painted may not."""
+
+    def core_stream(self) -> core.StreamRequest:
+        """Return how the core shall stream it."""
+        return core.StreamRequest(
+            show=self.show, every_rows=self.every_rows, resume_token=self.resume_token
+        )
+
+
+class StreamCompleteBody(CompleteBody, StreamSampleBody):
+    """Draw the rest of one image, and show it while it is painted."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "mnist-pixelcnn",
+                    "image": _BLANK,
+                    "prefix_rows": 10,
+                    "show": "preview",
+                    "every_rows": 7,
+                }
+            ]
+        }
+    )
 
 
 class DecodeBody(GenerationBody):

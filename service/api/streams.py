@@ -1,21 +1,25 @@
-"""Server-sent events: rows as they are painted, then the answer, or why there is none."""
+"""Server-sent events: what is painted meanwhile, then the answer, or why there is none."""
 
+import asyncio
+import base64
 import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.answers import RowsEvent, to_json
+from service.api.answers import PreviewEvent, RowsEvent, to_json
 from service.api.connection import while_connected
 from service.api.problems import describe_error, describe_internal_error
 from service.api.schemas import Body
 from service.core.engine import Answer
-from service.core.rows import Progress
+from service.core.streaming import Preview, Progress, Rows
 from service.errors import GenserveError, RequestCancelled
+from service.images import grid, levels_to_png
 
 EVENT_STREAM = "text/event-stream"
 
@@ -30,7 +34,11 @@ async def write_events(events: Events, body: Body, request_id: str) -> AsyncGene
     try:
         async with aclosing(events):
             async for event in events:
-                yield _write(event, body, request_id)
+                if isinstance(event, Rows):
+                    yield _write(event, body, request_id)
+                else:
+                    # Compression takes a while, in which the thread lets other requests go on.
+                    yield await asyncio.to_thread(_write, event, body, request_id)
                 begun = True
     except GenserveError as error:
         if not begun:
@@ -74,8 +82,19 @@ def _body(text: str) -> Message:
 def _write(event: Progress | Answer, body: Body, request_id: str) -> str:
     if isinstance(event, Answer):
         return _text("result", to_json(event, body, request_id))
-    rows = RowsEvent(image=event.image, first_row=event.first_row, rows=event.levels.tolist())
-    return _text("rows", rows.model_dump_json())
+    progress: dict[str, Any] = {
+        "rows_done": event.rows_done,
+        "rows_total": event.rows_total,
+        "resume_token": event.resume_token,
+    }
+    if isinstance(event, Rows):
+        levels = event.levels.tolist()
+        rows = RowsEvent(image=event.image, first_row=event.first_row, rows=levels, **progress)
+        return _text("rows", rows.model_dump_json())
+    assert isinstance(event, Preview), "there are two kinds of progress"
+    png = levels_to_png(grid(event.images), event.manifest.event.levels)
+    preview = PreviewEvent(png=base64.b64encode(png).decode(), **progress)
+    return _text("preview", preview.model_dump_json())
 
 
 def _text(name: str, data: str) -> str:

@@ -13,8 +13,9 @@ from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import OPERATIONS, Call, Outputs, work
 from service.core.painting import Paint
-from service.core.requests import Limits, Request, Result
-from service.core.rows import PaintJob, Progress, RowScheduler
+from service.core.requests import Limits, Request, Result, SampleRequest, StreamRequest
+from service.core.rows import PaintJob, RowScheduler
+from service.core.streaming import Progress, Reader
 from service.errors import (
     DeadlineExceeded,
     GenserveError,
@@ -29,6 +30,7 @@ Reproducible = Literal["bitwise", "numeric"]
 
 Steps = Generator[Call | Paint, Outputs, Result]
 
+_EVERY_ROW = StreamRequest()
 _LARGE_VALUES = 50_000  # more array elements than this take milliseconds
 
 log = logging.getLogger(__name__)
@@ -138,26 +140,30 @@ class Engine:
     async def stream(
         self,
         operation: str,
-        request: Request,
+        request: SampleRequest,
         *,
+        stream: StreamRequest = _EVERY_ROW,
         model: str | None = None,
         timeout_seconds: float | None = None,
     ) -> AsyncGenerator[Progress | Answer, None]:
-        """Run an operation as `run` does, and yield rows as they are painted, then the answer.
+        """Run an operation as `run` does, and yield what is painted meanwhile, then the answer.
 
-        Operations that paint no rows yield the answer alone. Closing the iterator frees the slots
-        of its images before their next row. Raises a GenserveError.
+        `stream` says how it is shown. Models that paint no rows yield the answer alone. Closing the
+        iterator frees the slots of its images before their next row. Raises a GenserveError.
         """
         counted = self._metrics.open_streams.track_inprogress()
         with counted, self._admitted(operation, model, timeout_seconds) as (found, deadline):
-            async with aclosing(self._drive(found, operation, request, deadline)) as steps:
+            reader = Reader(await self._load(found, deadline), stream)
+            request = reader.seeded(request)
+            async with aclosing(self._drive(found, operation, request, deadline, reader)) as steps:
                 async for step in steps:
                     if isinstance(step, Answer):
                         answer = step
                         break
-                    async with aclosing(self._rows.follow(step)) as rows:
-                        async for progress in rows:
-                            yield progress
+                    async with aclosing(self._rows.follow(step)) as changes:
+                        async for _ in changes:
+                            for progress in reader.news(step):
+                                yield progress
         yield answer  # after the request is counted: whoever reads it slowly holds nothing up
 
     @contextmanager
@@ -202,16 +208,20 @@ class Engine:
             self._quiet.set()
 
     async def _drive(
-        self, model: Model, operation: str, request: Request, deadline: float
+        self,
+        model: Model,
+        operation: str,
+        request: Request,
+        deadline: float,
+        reader: Reader | None = None,
     ) -> AsyncGenerator[PaintJob | Answer, None]:
         """Run the steps of an operation; yields what is being painted meanwhile, then the answer.
 
-        The arrays of a large request take milliseconds to prepare: that happens on a thread, so
-        that others are answered meanwhile.
+        A reader takes note of what is to be painted, and may refuse it. The arrays of a large
+        request take milliseconds to prepare: that happens on a thread, so that others are answered
+        meanwhile.
         """
-        await self._load(model, deadline)
-        manifest = model.manifest
-        assert manifest is not None, "a model that is ready has a manifest"
+        manifest = await self._load(model, deadline)
         steps: Steps = OPERATIONS[operation](manifest, request, self.limits)
         large = work(manifest, request) * manifest.event.dimensions > _LARGE_VALUES
         outputs: Outputs | None = None
@@ -221,6 +231,8 @@ class Engine:
             else:
                 step = _advance(steps, outputs)
             if isinstance(step, Paint):
+                if reader is not None:
+                    await asyncio.to_thread(reader.begin, step)
                 ports = manifest.graphs[step.graph]
                 job = self._rows.submit(model.graphs[step.graph], ports, step.canvas, deadline)
                 try:
@@ -236,15 +248,19 @@ class Engine:
                 yield Answer(manifest, step, self._reproducible)
                 return
 
-    async def _load(self, model: Model, deadline: float) -> None:
-        if model.state == "ready":
-            return
-        try:
-            # Shielded: a client that gives up must not stop the loading that others wait for.
-            async with asyncio.timeout(deadline - time.monotonic()):
-                await asyncio.shield(self.models.load(model))
-        except TimeoutError:
-            raise DeadlineExceeded(f"the deadline passed while {model.name} was loading") from None
+    async def _load(self, model: Model, deadline: float) -> Manifest:
+        """Make a model ready, if it is not, and return its manifest."""
+        if model.state != "ready":
+            try:
+                # Shielded: a client that gives up must not stop the loading that others wait for.
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await asyncio.shield(self.models.load(model))
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"the deadline passed while {model.name} was loading"
+                ) from None
+        assert model.manifest is not None, "a model that is ready has a manifest"
+        return model.manifest
 
     def _default_model(self, operation: str) -> Model:
         """Return the first default model that offers the operation."""

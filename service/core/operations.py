@@ -6,6 +6,7 @@ plain test.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from service.core import noise
 from service.core.conditions import class_weights, is_given
 from service.core.controls import control, refuse_controls
 from service.core.manifest import Graph, Manifest, Port
-from service.core.painting import Paint, forced_levels, known_pixels, painted
+from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
@@ -86,12 +87,38 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     known pixels, by which completions can be ranked.
     """
     check_range("count", request.count, 1, limits.count)
+    if request.candidates is not None:
+        check_range("candidates", request.candidates, request.count, limits.count)
     seed = _seed(request.seed)
     levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
     known = known_pixels(manifest, request)
     forced = forced_levels(manifest, levels, known)
-    forced = np.repeat(forced[None], request.count, axis=0)
-    return (yield from painted(manifest, request, forced, seed))
+    if request.candidates is not None and not late_known(forced[None]).any():
+        raise InvalidRequest(
+            "candidates are ranked by how well known pixels fit that come after unknown ones, and "
+            "there are none here; give some in known, or leave out candidates"
+        )
+    forced = np.repeat(forced[None], request.drawn, axis=0)
+    result = yield from painted(manifest, request, forced, seed)
+    return result if request.candidates is None else _best(result, request.count)
+
+
+def _best(result: GenerationResult, count: int) -> GenerationResult:
+    """Return the images with the highest log_weight, best first; of equal ones the earlier."""
+    assert result.log_weight is not None, "what is painted has weights"
+    best = np.argsort(-result.log_weight, kind="stable")[:count]
+
+    def chosen(array: Array | None) -> Array | None:
+        return None if array is None else array[best]
+
+    return replace(
+        result,
+        images=result.images[best],
+        class_weights=chosen(result.class_weights),
+        log_likelihood=chosen(result.log_likelihood),
+        log_weight=result.log_weight[best],
+        candidate=best.tolist(),
+    )
 
 
 def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decoding:
@@ -220,7 +247,9 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
 def work(manifest: Manifest, request: Request) -> int:
     """Return how many rows a request makes arrays for, before anything is checked or made."""
     match request:
-        case SampleRequest():  # and CompleteRequest
+        case CompleteRequest():
+            return request.drawn
+        case SampleRequest():
             return request.count
         case DecodeRequest():
             return len(request.latents)

@@ -26,6 +26,7 @@ class Paint(NamedTuple):
 
     graph: str
     canvas: Canvas
+    seed: int  # that the canvas's noise, and classes that were drawn, are of
 
 
 def painted(
@@ -49,9 +50,9 @@ def painted(
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
         level_step=_level_step(manifest),
     )
-    outputs = yield Paint(graph, canvas)
+    outputs = yield Paint(graph, canvas, seed)
     log_probability = outputs["log_probability"].astype(np.float64)
-    late = _late_known(forced)
+    late = late_known(forced)
     levels = outputs["levels"][:, :, :, None]
     return GenerationResult(
         images=levels
@@ -78,7 +79,7 @@ def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.
     return noise.to_float32(uniforms).reshape(count, height, width)
 
 
-def _late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
+def late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return where a known pixel comes after an unknown one in raster order, [N, H, W]."""
     flat = forced.reshape(len(forced), -1)
     after_unknown = np.cumsum(flat < 0, axis=1) > 0

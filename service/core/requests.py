@@ -18,6 +18,7 @@ Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
 GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
+Show = Literal["rows", "preview"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
 
@@ -99,12 +100,33 @@ class CompleteRequest(SampleRequest):
     """Draw the rest of one image, `count` times: its first rows or any other pixels are known.
 
     Completion i has the noise of sample i, so the first rows of a sample are completed to it. A
-    model of binary images takes known pixels of 0 and the highest level only.
+    model of binary images takes known pixels of 0 and the highest level only. With `candidates`, so
+    many are drawn, and the `count` with the highest `log_weight` are the answer.
     """
 
     image: Array | bytes  # levels [H, W, C] or a PNG; what it holds at unknown pixels is ignored
     prefix_rows: int | None = None  # how many of its first rows are known
     known: Array | None = None  # bool [H, W], true where it is known
+    candidates: int | None = None  # completions to choose from, `count` or more
+
+    @property
+    def drawn(self) -> int:
+        """How many completions are drawn."""
+        return self.count if self.candidates is None else self.candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamRequest:
+    """How a stream shows what is being painted: rows of an image, or one picture of all images.
+
+    Rows come once there are `every_rows` new ones of an image, a picture once there are as many for
+    each image on average; the last ones come in any case. The `resume_token` of a stream that was
+    cut goes on after the step that carried it, for the same request.
+    """
+
+    show: Show = "rows"
+    every_rows: int = 1
+    resume_token: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +192,7 @@ class GenerationResult:
     log_likelihood: Array | None = None  # float64 [N], nats, of images that were drawn exactly
     log_weight: Array | None = None  # float64 [N], of known pixels after the first unknown one
     late_known_pixels: int = 0  # known pixels after an unknown one: they influenced none before
+    candidate: list[int] | None = None  # which of the candidates each image is, where there are any
     columns: int | None = None  # of the picture that shows them all; None for about a square
 
     @property

@@ -76,15 +76,6 @@ class PaintJob:
         return 0 if self.future.done() else len(self.canvas) - self.joined
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Rows of one image that were painted since the last ones of it were told."""
-
-    image: int
-    first_row: int
-    levels: NDArray[np.uint8]  # [rows, W]
-
-
 @dataclass(eq=False)
 class Slot:
     """An image in a lane; its next row is `job.rows_done[image]`."""
@@ -223,21 +214,17 @@ class RowScheduler:
         async with self._until_deadline(job):
             await job.future
 
-    async def follow(self, job: PaintJob) -> AsyncGenerator[Progress, None]:
-        """Yield rows as they get done, until the last; raises DeadlineExceeded.
+    async def follow(self, job: PaintJob) -> AsyncGenerator[None, None]:
+        """Yield whenever there are new rows, until the last; raises DeadlineExceeded.
 
-        Nothing queues up: who asks late gets more rows of an image at once. A job that fails ends
-        the rows; `finish` says why.
+        Nothing queues up: who asks late finds more rows at once. A job that fails ends it; `finish`
+        says why.
         """
-        told = np.zeros_like(job.rows_done)
         while job.changed.is_set() or not job.future.done():
             async with self._until_deadline(job):
                 await job.changed.wait()
             job.changed.clear()
-            for image in np.flatnonzero(job.rows_done > told).tolist():
-                first, last = int(told[image]), int(job.rows_done[image])
-                told[image] = last
-                yield Progress(image, first, job.levels[image, first:last].copy())
+            yield
 
     def abort(self) -> None:
         """Fail whatever is waiting or being painted with ShuttingDown."""

@@ -25,6 +25,7 @@ from service.core.requests import (
     LikelihoodRequest,
     ReconstructRequest,
     SampleRequest,
+    StreamRequest,
     check_range,
 )
 from service.errors import InvalidImage, InvalidLatent, InvalidRequest
@@ -117,11 +118,16 @@ def complete(message: pb.CompleteRequest) -> CompleteRequest:
     """Return what a CompleteRequest asks."""
     image = _only(_images(message.image, message.scale), InvalidImage)
     return CompleteRequest(
-        **_given(message, *_SAMPLING, "prefix_rows"),
+        **_given(message, *_SAMPLING, "prefix_rows", "candidates"),
         image=image,
         known=_known(message.known, image) if message.HasField("known") else None,
         condition=_condition(message),
     )
+
+
+def stream(message: pb.StreamSampleRequest | pb.StreamCompleteRequest) -> StreamRequest:
+    """Return how a request to stream wants to be shown what is painted."""
+    return StreamRequest(**_given(message, "show", "every_rows", "resume_token"))
 
 
 def parts(message: Message) -> list[str]:

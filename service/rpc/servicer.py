@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from service.core.engine import Answer, Engine
 from service.core.models import Model
 from service.core.requests import Request
+from service.core.streaming import Preview, Rows
 from service.metrics import Metrics
 from service.rpc import reading, writing
 from service.rpc.pb import generation_service_pb2 as pb
@@ -23,6 +24,7 @@ from service.rpc.writing import Generation
 
 Read = Callable[[Any], Request]
 Context: TypeAlias = grpc.aio.ServicerContext
+Streaming: TypeAlias = pb.StreamSampleRequest | pb.StreamCompleteRequest
 Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
@@ -78,16 +80,16 @@ class GenerationServicer(GenerationServiceServicer):
         )
 
     def StreamSample(
-        self, message: pb.SampleRequest, context: Context
+        self, message: pb.StreamSampleRequest, context: Context
     ) -> AsyncGenerator[pb.StreamSampleResponse, None]:
-        """Draw images, and send rows as they are painted."""
+        """Draw images, and show them while they are painted."""
         forms = pb.StreamSampleResponse, pb.SampleResponse
         return self._stream("sample", message, context, reading.sample, *forms)
 
     def StreamComplete(
-        self, message: pb.CompleteRequest, context: Context
+        self, message: pb.StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[pb.StreamCompleteResponse, None]:
-        """Draw the rest of an image, and send rows as they are painted."""
+        """Draw the rest of an image, and show it while it is painted."""
         forms = pb.StreamCompleteResponse, pb.CompleteResponse
         return self._stream("complete", message, context, reading.complete, *forms)
 
@@ -120,20 +122,24 @@ class GenerationServicer(GenerationServiceServicer):
     async def _stream(
         self,
         operation: str,
-        message: Message,
+        message: Streaming,
         context: Context,
         read: Read,
         step: type[Step],
         response: type[Generation],
     ) -> AsyncGenerator[Step, None]:
-        """Yield rows as they are painted, then the answer."""
-        asked = await self._asked(operation, message, context, read)
-        async with aclosing(self._engine.stream(operation, **asked)) as events:
+        """Yield what is painted meanwhile, then the answer."""
+        with self._metrics.counting_refusals(operation):
+            stream = reading.stream(message)
+        asked = await self._asked(operation, message.request, context, read)
+        async with aclosing(self._engine.stream(operation, stream=stream, **asked)) as events:
             async for event in events:
-                if isinstance(event, Answer):
-                    yield step(result=await _written(response, event, message))
-                else:
+                if isinstance(event, Rows):
                     yield step(rows=writing.rows(event))
+                elif isinstance(event, Preview):
+                    yield step(preview=await asyncio.to_thread(writing.preview, event))
+                elif isinstance(event, Answer):
+                    yield step(result=await _written(response, event, message.request))
 
     async def _run(self, operation: str, message: Message, context: Context, read: Read) -> Answer:
         asked = await self._asked(operation, message, context, read)

@@ -31,6 +31,8 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.LatentSpaceMismatch: StatusCode.INVALID_ARGUMENT,
     errors.ControlNotOffered: StatusCode.INVALID_ARGUMENT,
     errors.ConditionNotOffered: StatusCode.INVALID_ARGUMENT,
+    errors.InvalidResumeToken: StatusCode.INVALID_ARGUMENT,
+    errors.ResumeMismatch: StatusCode.INVALID_ARGUMENT,
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     # Not UNIMPLEMENTED: the server has the method, and another model offers it.
     errors.OperationNotOffered: StatusCode.FAILED_PRECONDITION,

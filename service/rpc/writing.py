@@ -10,9 +10,9 @@ from service.core.manifest import Manifest
 from service.core.models import Model
 from service.core.noise import SCHEME
 from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
-from service.core.rows import Progress
+from service.core.streaming import Preview, Rows
 from service.errors import NotAcceptable
-from service.images import levels_to_png
+from service.images import grid, levels_to_png
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_name
 
@@ -42,18 +42,32 @@ def generation(
         fields[part] = result.part(part).tolist()
     if response is pb.CompleteResponse:
         fields |= {"late_known_pixels": result.late_known_pixels, "note": result.note}
+        fields["candidate"] = result.candidate
     return response(**fields)
 
 
-def rows(progress: Progress) -> pb.Rows:
+def rows(event: Rows) -> pb.Rows:
     """Return rows of an image that were painted."""
-    count, width = progress.levels.shape
+    count, width = event.levels.shape
     return pb.Rows(
-        image=progress.image,
-        first_row=progress.first_row,
+        image=event.image,
+        first_row=event.first_row,
         count=count,
         width=width,
-        levels=progress.levels.tobytes(),
+        levels=event.levels.tobytes(),
+        rows_done=event.rows_done,
+        rows_total=event.rows_total,
+        resume_token=event.resume_token,
+    )
+
+
+def preview(event: Preview) -> pb.Preview:
+    """Return one picture of all images as far as they are painted."""
+    return pb.Preview(
+        png=levels_to_png(grid(event.images), event.manifest.event.levels),
+        rows_done=event.rows_done,
+        rows_total=event.rows_total,
+        resume_token=event.resume_token,
     )
 
 

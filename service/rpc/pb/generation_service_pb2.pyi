@@ -19,6 +19,12 @@ class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     IMAGE_FORMAT_ARRAY: _ClassVar[ImageFormat]
     IMAGE_FORMAT_PNG: _ClassVar[ImageFormat]
 
+class Show(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SHOW_UNSPECIFIED: _ClassVar[Show]
+    SHOW_ROWS: _ClassVar[Show]
+    SHOW_PREVIEW: _ClassVar[Show]
+
 class GenerationPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     GENERATION_PART_UNSPECIFIED: _ClassVar[GenerationPart]
@@ -91,6 +97,9 @@ SCALE_UNIT: Scale
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat
 IMAGE_FORMAT_ARRAY: ImageFormat
 IMAGE_FORMAT_PNG: ImageFormat
+SHOW_UNSPECIFIED: Show
+SHOW_ROWS: Show
+SHOW_PREVIEW: Show
 GENERATION_PART_UNSPECIFIED: GenerationPart
 GENERATION_PART_IMAGES: GenerationPart
 GENERATION_PART_LATENTS: GenerationPart
@@ -450,7 +459,7 @@ class InterpolateResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy", "image", "prefix_rows", "known")
+    __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy", "image", "prefix_rows", "known", "candidates")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -468,6 +477,7 @@ class CompleteRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ROWS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     count: int
@@ -485,10 +495,11 @@ class CompleteRequest(_message.Message):
     image: Images
     prefix_rows: int
     known: bytes
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ..., image: _Optional[_Union[Images, _Mapping]] = ..., prefix_rows: _Optional[int] = ..., known: _Optional[bytes] = ...) -> None: ...
+    candidates: int
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ..., image: _Optional[_Union[Images, _Mapping]] = ..., prefix_rows: _Optional[int] = ..., known: _Optional[bytes] = ..., candidates: _Optional[int] = ...) -> None: ...
 
 class CompleteResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "late_known_pixels", "note")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "late_known_pixels", "note", "candidate")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +515,7 @@ class CompleteResponse(_message.Message):
     LOG_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     LATE_KNOWN_PIXELS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -519,37 +531,84 @@ class CompleteResponse(_message.Message):
     log_weight: _containers.RepeatedScalarFieldContainer[float]
     late_known_pixels: int
     note: str
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    candidate: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., late_known_pixels: _Optional[int] = ..., note: _Optional[str] = ..., candidate: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StreamSampleRequest(_message.Message):
+    __slots__ = ("request", "show", "every_rows", "resume_token")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SHOW_FIELD_NUMBER: _ClassVar[int]
+    EVERY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    request: SampleRequest
+    show: Show
+    every_rows: int
+    resume_token: str
+    def __init__(self, request: _Optional[_Union[SampleRequest, _Mapping]] = ..., show: _Optional[_Union[Show, str]] = ..., every_rows: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class StreamSampleResponse(_message.Message):
-    __slots__ = ("rows", "result")
+    __slots__ = ("rows", "result", "preview")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     rows: Rows
     result: SampleResponse
-    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
+
+class StreamCompleteRequest(_message.Message):
+    __slots__ = ("request", "show", "every_rows", "resume_token")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SHOW_FIELD_NUMBER: _ClassVar[int]
+    EVERY_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    request: CompleteRequest
+    show: Show
+    every_rows: int
+    resume_token: str
+    def __init__(self, request: _Optional[_Union[CompleteRequest, _Mapping]] = ..., show: _Optional[_Union[Show, str]] = ..., every_rows: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class StreamCompleteResponse(_message.Message):
-    __slots__ = ("rows", "result")
+    __slots__ = ("rows", "result", "preview")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
     rows: Rows
     result: CompleteResponse
-    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ...) -> None: ...
+    preview: Preview
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
 
 class Rows(_message.Message):
-    __slots__ = ("image", "first_row", "count", "width", "levels")
+    __slots__ = ("image", "first_row", "count", "width", "levels", "rows_done", "rows_total", "resume_token")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     FIRST_ROW_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     image: int
     first_row: int
     count: int
     width: int
     levels: bytes
-    def __init__(self, image: _Optional[int] = ..., first_row: _Optional[int] = ..., count: _Optional[int] = ..., width: _Optional[int] = ..., levels: _Optional[bytes] = ...) -> None: ...
+    rows_done: int
+    rows_total: int
+    resume_token: str
+    def __init__(self, image: _Optional[int] = ..., first_row: _Optional[int] = ..., count: _Optional[int] = ..., width: _Optional[int] = ..., levels: _Optional[bytes] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
+
+class Preview(_message.Message):
+    __slots__ = ("png", "rows_done", "rows_total", "resume_token")
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    ROWS_DONE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    png: bytes
+    rows_done: int
+    rows_total: int
+    resume_token: str
+    def __init__(self, png: _Optional[bytes] = ..., rows_done: _Optional[int] = ..., rows_total: _Optional[int] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -73,12 +73,12 @@ class GenerationServiceStub(object):
                 _registered_method=True)
         self.StreamSample = channel.unary_stream(
                 '/genserve.v1.GenerationService/StreamSample',
-                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.SerializeToString,
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.FromString,
                 _registered_method=True)
         self.StreamComplete = channel.unary_stream(
                 '/genserve.v1.GenerationService/StreamComplete',
-                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
@@ -148,16 +148,17 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamSample(self, request, context):
-        """Does as Sample, and sends rows of pixels as they are painted; the last message is the result. A
-        model that paints no rows sends the result alone. An error on the way is the status.
+        """Does as Sample, and shows the images while they are painted; the last message is the result. A
+        model that paints no rows sends the result alone. An error on the way is the status. A stream
+        that is cut goes on where the same request is sent with the last `resume_token` that was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamComplete(self, request, context):
-        """Does as Complete, and sends rows of pixels as they are painted; the last message is the result.
-        An error on the way is the status.
+        """Does as Complete, and shows the images while they are painted; the last message is the result.
+        An error on the way is the status. A stream that is cut goes on as that of StreamSample.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -217,12 +218,12 @@ def add_GenerationServiceServicer_to_server(servicer, server):
             ),
             'StreamSample': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamSample,
-                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.FromString,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.SerializeToString,
             ),
             'StreamComplete': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamComplete,
-                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.FromString,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
@@ -452,7 +453,7 @@ class GenerationService(object):
             request,
             target,
             '/genserve.v1.GenerationService/StreamSample',
-            service_dot_rpc_dot_pb_dot_generation__service__pb2.SampleRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleResponse.FromString,
             options,
             channel_credentials,
@@ -479,7 +480,7 @@ class GenerationService(object):
             request,
             target,
             '/genserve.v1.GenerationService/StreamComplete',
-            service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
             options,
             channel_credentials,

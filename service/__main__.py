@@ -1,4 +1,4 @@
-"""The command `genserve`: serve, models, verify, sample, score."""
+"""The command `genserve`: serve, models, verify, sample, complete, score."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -49,14 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_verify)
 
     command = commands.add_parser("sample", help="sample from a running service into a PNG")
-    _add_client_arguments(command)
-    command.add_argument("--count", type=int, default=1)
-    command.add_argument("--seed", type=int)
-    command.add_argument("--class-label", type=int)
-    command.add_argument("--temperature", type=float)
-    command.add_argument("--truncation", type=float)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
+    _add_generation_arguments(command)
     command.set_defaults(command=_sample)
+
+    command = commands.add_parser("complete", help="draw the rest of a PNG, several ways")
+    command.add_argument("image", type=Path, metavar="PNG", help="of which some pixels are known")
+    known = command.add_mutually_exclusive_group(required=True)
+    known.add_argument("--prefix-rows", type=int, help="so many of its first rows are known")
+    known.add_argument("--known", type=Path, metavar="PNG", help="not black where it is known")
+    command.add_argument("--candidates", type=int, help="draw so many and keep the best")
+    _add_generation_arguments(command)
+    command.set_defaults(command=_complete)
 
     command = commands.add_parser("score", help="log-likelihood of PNG images as CSV")
     _add_client_arguments(command)
@@ -70,6 +74,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_client_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--address", default="127.0.0.1:8001", help="of the gRPC server")
     command.add_argument("--model", metavar="NAME", help="name or name@version")
+
+
+def _add_generation_arguments(command: argparse.ArgumentParser) -> None:
+    _add_client_arguments(command)
+    command.add_argument("--count", type=int, default=1)
+    command.add_argument("--seed", type=int)
+    command.add_argument("--class-label", type=int)
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--truncation", type=float)
+    command.add_argument("--top-k", type=int, help="most likely levels to draw each pixel from")
+    command.add_argument("--top-p", type=float, help="share of probability to draw it from")
+    command.add_argument("--greedy", action="store_true", default=None, help="take its likeliest")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -116,16 +133,25 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    picture = client.sample(
+    _write(arguments.out, client.sample(arguments.address, **_generation(arguments)))
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    picture = client.complete(
         arguments.address,
-        model=arguments.model,
-        count=arguments.count,
-        seed=arguments.seed,
-        class_label=arguments.class_label,
-        temperature=arguments.temperature,
-        truncation=arguments.truncation,
+        image=_read(arguments.image),
+        known=arguments.known and _read(arguments.known),
+        prefix_rows=arguments.prefix_rows,
+        candidates=arguments.candidates,
+        **_generation(arguments),
     )
     _write(arguments.out, picture)
+
+
+def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("model", "count", "seed", "class_label", "temperature", "truncation")
+    controls = ("top_k", "top_p", "greedy")
+    return {name: getattr(arguments, name) for name in (*names, *controls)}
 
 
 def _score(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What the commands `genserve sample` and `genserve score` ask of a running service, over gRPC."""
+"""What the commands `sample`, `complete` and `score` ask of a running service, over gRPC."""
 
 import math
 from collections.abc import Sequence
@@ -31,34 +31,32 @@ class Score:
     kind: str  # exact, lower_bound or estimate
 
 
-def sample(
+def sample(address: str, *, class_label: int | None = None, **fields: Any) -> bytes:
+    """Return one PNG of samples, in a grid about as wide as high.
+
+    `address` is the `host:port` of a gRPC server, `fields` those of a SampleRequest. Raises
+    ClientError.
+    """
+    return _picture(_call(address, "Sample", **_generation(class_label), **fields))
+
+
+def complete(
     address: str,
     *,
-    model: str | None = None,
-    count: int = 1,
-    seed: int | None = None,
+    image: bytes,
+    known: bytes | None = None,
     class_label: int | None = None,
-    temperature: float | None = None,
-    truncation: float | None = None,
+    **fields: Any,
 ) -> bytes:
-    """Return one PNG of `count` samples, in a grid about as wide as high.
+    """Return one PNG of completions of a PNG, in a grid about as wide as high.
 
-    `address` is the `host:port` of a gRPC server. Raises ClientError.
+    `known` is a PNG as large, of which pixels that are not black are known; `fields` are those of a
+    CompleteRequest. Raises ClientError.
     """
-    answer = _call(
-        address,
-        "Sample",
-        model=model,
-        count=count,
-        seed=seed,
-        class_label=[] if class_label is None else [class_label],
-        temperature=temperature,
-        truncation=truncation,
-        image_format=pb.IMAGE_FORMAT_PNG,
-    )
-    files = answer.images.png.files
-    images = [png_to_levels(content, _PNG_LEVELS) for content in files]
-    return levels_to_png(grid(np.stack(images)), _PNG_LEVELS)
+    if known is not None:
+        fields["known"] = _read_mask(known)
+    content = pb.Images(png=pb.PngFiles(files=[image]))
+    return _picture(_call(address, "Complete", image=content, **_generation(class_label), **fields))
 
 
 def score(
@@ -85,6 +83,24 @@ def score(
     names, absent = [name for name, _ in images], [math.nan] * len(images)
     rows = zip(names, answer.log_likelihood, answer.bits_per_dim or absent, strict=True)
     return [Score(name, log_likelihood, bits, kind) for name, log_likelihood, bits in rows]
+
+
+def _generation(class_label: int | None) -> dict[str, Any]:
+    """Return the fields of every request for pictures."""
+    labels = [] if class_label is None else [class_label]
+    return {"class_label": labels, "image_format": pb.IMAGE_FORMAT_PNG}
+
+
+def _read_mask(known: bytes) -> bytes:
+    """Return one byte a pixel in raster order, 1 where a PNG is not black."""
+    return (png_to_levels(known, _PNG_LEVELS) > 0).any(axis=2).astype(np.uint8).tobytes()
+
+
+def _picture(answer: Any) -> bytes:
+    """Return the images of an answer in one PNG."""
+    images = [png_to_levels(content, _PNG_LEVELS) for content in answer.images.png.files]
+    columns = math.ceil(math.sqrt(len(images)))
+    return levels_to_png(grid(np.stack(images), columns), _PNG_LEVELS)
 
 
 def _call(address: str, method: str, **fields: Any) -> Any:

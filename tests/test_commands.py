@@ -4,11 +4,13 @@ import io
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from service.__main__ import main
 from tests.conftest import TOYS
+from tests.fakes import SIDE
 from tests.live import LiveServer
 
 
@@ -63,12 +65,41 @@ def test_sample_writes_a_png_and_score_reads_it(
     assert float(log_likelihood) < 0 < float(bits_per_dim)
 
 
+def test_complete_keeps_what_is_known_of_a_png(server: LiveServer, tmp_path: Path) -> None:
+    sample, mask, out = (tmp_path / f"{name}.png" for name in ("sample", "mask", "out"))
+    generation = [*address(server), "--model", "toy-raster", "--seed", "5", "--top-k", "3"]
+    assert main(["sample", *generation, "--out", str(sample)]) == 0
+    known = ["--prefix-rows", "2"]
+    assert main(["complete", str(sample), *known, *generation, "--out", str(out)]) == 0
+    assert out.read_bytes() == sample.read_bytes(), "the same seed completes it to the same"
+
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    pixels[-1] = 255
+    Image.fromarray(pixels).save(mask)
+    best = ["--known", str(mask), "--candidates", "8", "--count", "4"]
+    assert main(["complete", str(sample), *best, *generation, "--out", str(out)]) == 0
+    last_row = np.asarray(Image.open(sample))[-1]
+    grid = np.asarray(Image.open(out))
+    assert np.array_equal(grid[SIDE - 1], np.tile(last_row, 2))
+
+
+def test_greedy_reaches_the_service(server: LiveServer, tmp_path: Path) -> None:
+    pictures = []
+    for seed in ("1", "2"):
+        out = tmp_path / f"{seed}.png"
+        arguments = [*address(server), "--model", "toy-raster", "--seed", seed, "--greedy"]
+        assert main(["sample", *arguments, "--class-label", "1", "--out", str(out)]) == 0
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1], "nothing is drawn"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sample", "--model", "toy-nothing", "--out", "x.png"], "MODEL_NOT_FOUND"),
         (["sample", "--count", "0", "--out", "x.png"], "OUT_OF_RANGE"),
         (["score", "nothing.png"], "nothing.png can't be read"),
+        (["complete", __file__, "--known", __file__, "--out", "x.png"], "not a readable PNG"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -113,7 +113,8 @@ class Reader:
         token = write_token(
             self._manifest.artifact_digest, self._seed, self._fingerprint, self._told
         )
-        total = len(self._told) * self._height
         return {
-            "rows_done": int(self._told.sum()), "rows_total": total, "resume_token": token
-        }  # fmt: skip
+            "rows_done": int(self._told.sum()),
+            "rows_total": len(self._told) * self._height,
+            "resume_token": token,
+        }

@@ -17,10 +17,11 @@ from export import export_artifact
 from export.graphs import IR_VERSION, OPSET
 from export.row_step import build_row_step
 from model_zoo.autoregressive.gated_pixelcnn import GatedPixelCNN
-from model_zoo.autoregressive.row_step import draw, keep_likely
+from model_zoo.autoregressive.row_step import RowStep, draw, keep_likely
 from model_zoo.family import Batch
 from model_zoo.recipe import RECIPES, read_recipe
 from model_zoo.recipe import build as build_recipe
+from model_zoo.sheets import write_sample_sheet
 from service.core.manifest import read_manifest
 
 NEAR_TIE = 1e-4
@@ -89,9 +90,13 @@ def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]
     assert sorted(found.unique().tolist()) == seen
 
 
-def test_one_layer_has_no_row_steps() -> None:
+def test_one_layer_scores_images_and_paints_none(tmp_path: Path) -> None:
+    model = build(layers=1)
+    assert [graph.name for graph in model.graphs()] == ["log_likelihood"]
+    assert list(model.card().operations) == ["likelihood"]
+    write_sample_sheet(model, tmp_path / "none.png")  # as training does after every epoch
     with pytest.raises(ValueError, match="at least 2"):
-        build(layers=1).graphs()
+        RowStep(model.features, model.layers, model.head, 28, filtered=False)
 
 
 def test_the_large_recipe_is_of_the_published_size() -> None:

@@ -276,6 +276,12 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-vae", "elbo"] >= -97
 
 
+def test_a_background_is_named_for_the_model_it_stands_behind():
+    assert recipe.background_of("mnist-pixelcnn-background") == "mnist-pixelcnn"
+    assert recipe.background_of("mnist-pixelcnn") is None
+    assert recipe.background_of("nothing-background") is None
+
+
 def test_judges_are_trained_before_those_they_judge():
     order = training.training_order()
     assert order.index("mnist-classifier") < order.index("mnist-dcgan")

@@ -1,16 +1,30 @@
-"""Export trained models: `python -m export [MODEL ...]`, all that have weights if none is named."""
+"""Export trained models: `python -m export [MODEL ...]`, all that have weights if none is named.
+
+A background (see `model_zoo.recipe`) is no model to be served, but a graph of the model that it is
+the background of. Where it has no weights, the model goes without.
+"""
 
 import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from export.artifact import export_artifact
 from export.errors import ExportError
-from model_zoo.family import Family, Figure
-from model_zoo.recipe import WEIGHTS, RecipeError, load_trained, recipe_names
+from model_zoo.family import Family, Figure, Graph
+from model_zoo.recipe import (
+    BACKGROUND,
+    WEIGHTS,
+    RecipeError,
+    background_of,
+    load_trained,
+    read_recipe,
+    recipe_names,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "artifacts"
 VERSION = "1"
@@ -22,11 +36,15 @@ logger = logging.getLogger("export")
 def main() -> None:
     """Export the models named on the command line, or all that have been trained."""
     parser = argparse.ArgumentParser(prog="python -m export", description="Models to artifacts.")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="the name of a recipe")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a name or a .toml file")
+    parser.add_argument(
+        "--repository", type=Path, default=REPOSITORY, help="the folder to export to: artifacts/"
+    )
+    arguments = parser.parse_args()
     _show_progress()
     try:
-        for name in parser.parse_args().models or _trained_models():
-            _export(name)
+        for name in arguments.models or _trained_models():
+            _export(name, arguments.repository)
     except (ExportError, RecipeError) as error:
         sys.exit(f"error: {error}")
 
@@ -39,29 +57,63 @@ def _show_progress() -> None:
 
 def _trained_models() -> list[str]:
     names = recipe_names()
-    trained = [name for name in names if (WEIGHTS / f"{name}.safetensors").is_file()]
+    trained = [name for name in names if _has_weights(name)]
     for name in sorted(set(names) - set(trained)):
         logger.info("%s: skipped, it has no weights yet: make train", name)
     return trained
 
 
-def _export(name: str) -> None:
-    model = load_trained(name)
+def _has_weights(name: str) -> bool:
+    return (WEIGHTS / f"{name}.safetensors").is_file()
+
+
+def _export(recipe: str, repository: Path) -> None:
+    name = read_recipe(recipe).name
+    if model_name := background_of(name):
+        logger.info("%s: skipped, it is served inside %s", name, model_name)
+        return
+    model = load_trained(recipe, WEIGHTS)
     if not isinstance(model, Family):
         logger.info("%s: skipped, it generates nothing and has no graphs to serve", name)
         return
     record = _read_record(name)
+    graphs, provenance = model.graphs(), record["provenance"]
+    if _has_weights(background := name + BACKGROUND):
+        graphs += _background_graphs(background)
+        provenance |= {"background": _describe_background(background, record)}
     export_artifact(
-        REPOSITORY,
+        repository,
         name=name,
         version=VERSION,
         card=model.card(),
-        graphs=model.graphs(),
+        graphs=graphs,
         licence=LICENCE,
         quality=[Figure(**figure) for figure in record["figures"]],
         splits={key: _split(**split) for key, split in record["splits"].items()},
-        provenance=record["provenance"],
+        provenance=provenance,
     )
+
+
+def _background_graphs(name: str) -> tuple[Graph, ...]:
+    """Return the log_likelihood graph of a background, under the name it has beside the model's."""
+    background = load_trained(name, WEIGHTS)
+    assert isinstance(background, Family)
+    return tuple(
+        replace(graph, name="background_log_likelihood")
+        for graph in background.graphs()
+        if graph.name == "log_likelihood"
+    )
+
+
+def _describe_background(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return provenance and figures of a background, which are not the model's own quality.
+
+    Raises ExportError where it has seen other images than the model: ratios would mean nothing.
+    """
+    described = _read_record(name)
+    if described["splits"] != record["splits"]:
+        raise ExportError(f"{name} was trained on other splits than {record['model']}: make train")
+    return {**described["provenance"], "figures": described["figures"]}
 
 
 def _read_record(name: str) -> dict[str, Any]:

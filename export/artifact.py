@@ -78,7 +78,7 @@ def export_artifact(
             "provenance": {**(provenance or {}), "exporter": _exporter_versions()},
         }
         _write_manifest(manifest, draft)
-        logger.info("  %-16s %.1f MB, all checks passed", "artifact", _megabytes(draft))
+        logger.info("  %-25s %.1f MB, all checks passed", "artifact", _megabytes(draft))
         return _move(draft, repository / name / version, Path(scratch) / "previous")
 
 
@@ -91,7 +91,7 @@ def _export_graphs(card: Card, graphs: Sequence[Graph], draft: Path) -> dict[str
     for graph in graphs:
         path = draft / f"{graph.name}.onnx"
         agreement = check(graph, path, inputs[graph.name], partial(run_original, graph))
-        logger.info("  %-16s %s", graph.name, agreement)
+        logger.info("  %-25s %s", graph.name, agreement)
     _write_vectors(inputs, expected, draft)
     return models
 

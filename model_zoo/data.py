@@ -3,6 +3,9 @@
 A data set lives in a folder of its own below the data directory: $GENSERVE_DATA_DIR, or `data/`
 in the checkout. Three layouts are read: the IDX files of MNIST, gzipped or not; `train` and `test`
 folders of `class/name.png` (or jpg); the same folders as `train.zip` and `test.zip`.
+
+`<data set>-without-<label>` is a data set less one class: its splits are those of the whole, less
+the images of that label. To a model trained on it they are anomalies like none that it has seen.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import struct
 import tempfile
 import urllib.error
@@ -32,6 +36,7 @@ DATA_DIRECTORY_VARIABLE = "GENSERVE_DATA_DIR"
 SPLITS = ("fit", "select", "score_fit", "calibrate", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 DOWNLOAD_TIMEOUT_SECONDS = 60
+WITHOUT_A_CLASS = re.compile(r"(.+)-without-(\d+)")
 PERMUTATION_KEY = 20_131_220  # any constant will do; this one must never change
 IDX_UNSIGNED_BYTE = 0x08
 
@@ -92,10 +97,14 @@ IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
 @dataclass(frozen=True)
 class Examples:
-    """A data set in memory: `images` uint8 [N, C, H, W], `labels` int64 [N]."""
+    """A data set in memory: `images` uint8 [N, C, H, W], `labels` and `indices` int64 [N].
+
+    An index is the place of an image in what was read from disk.
+    """
 
     images: Tensor
     labels: Tensor
+    indices: Tensor
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -105,9 +114,13 @@ class Examples:
         """Return the chosen examples as a family takes them, on the device of the images."""
         return Batch(self.images[indices].float(), self.labels[indices])
 
+    def at(self, places: Tensor) -> Examples:
+        """Return the examples at some places among these, which know where they came from."""
+        return Examples(self.images[places], self.labels[places], self.indices[places])
+
     def to(self, device: torch.device) -> Examples:
         """Return the same examples on another device."""
-        return Examples(self.images.to(device), self.labels.to(device))
+        return Examples(self.images.to(device), self.labels.to(device), self.indices.to(device))
 
 
 def in_chunks(data: Batch, size: int) -> Iterator[Batch]:
@@ -141,23 +154,33 @@ def index_hash(indices: np.ndarray) -> str:
 def load_splits(dataset: str) -> dict[str, Examples]:
     """Load a data set and return its splits by name; `test` is the official test set.
 
-    Raises DataError where a file is missing, damaged or cannot be downloaded.
+    Raises DataError where a file is missing, damaged or cannot be downloaded, or where there is no
+    such class to leave out.
     """
+    if less_one_class := WITHOUT_A_CLASS.fullmatch(dataset):
+        whole, label = less_one_class.groups()
+        return _leave_out(int(label), load_splits(whole))
     train = load(dataset, "train")
     splits = {
-        name: Examples(train.images[indices], train.labels[indices])
+        name: train.at(torch.from_numpy(indices))
         for name, indices in split_indices(len(train)).items()
     }
     return splits | {"test": load(dataset, "test")}
 
 
+def _leave_out(label: int, splits: Mapping[str, Examples]) -> dict[str, Examples]:
+    kept = {name: examples.labels != label for name, examples in splits.items()}
+    if all(mask.all() for mask in kept.values()):
+        labels = sorted(set(splits["fit"].labels.tolist()))
+        raise DataError(f"there is no class {label} to leave out: there are {labels}")
+    return {name: splits[name].at(mask.nonzero().flatten()) for name, mask in kept.items()}
+
+
 def describe_splits(splits: Mapping[str, Examples]) -> dict[str, dict[str, int | str]]:
     """Return count and index hash of every split, for the model's record."""
-    indices = split_indices(sum(len(splits[name]) for name in SPLITS[:4]))
-    indices["test"] = np.arange(len(splits["test"]), dtype=np.int64)
     return {
-        name: {"count": len(chosen), "sha256": index_hash(chosen)}
-        for name, chosen in indices.items()
+        name: {"count": len(examples), "sha256": index_hash(examples.indices.cpu().numpy())}
+        for name, examples in splits.items()
     }
 
 
@@ -193,6 +216,7 @@ def _load_idx(source: IdxSource, folder: Path, prefix: str) -> Examples:
     return Examples(
         torch.from_numpy(images[:, None]),  # [N, H, W] -> [N, 1, H, W]
         torch.from_numpy(labels.astype(np.int64)),
+        torch.arange(len(labels)),
     )
 
 
@@ -283,7 +307,9 @@ def read_image_folder(path: Path) -> Examples:
     if len(shapes := {picture.shape for picture in pictures}) > 1:
         raise DataError(f"{path} mixes images of different shapes: {sorted(shapes)[:4]}")
     labels = [classes.index(name.parent.name) for name, _ in files]
-    return Examples(torch.from_numpy(np.stack(pictures)), torch.tensor(labels))
+    return Examples(
+        torch.from_numpy(np.stack(pictures)), torch.tensor(labels), torch.arange(len(labels))
+    )
 
 
 def _image_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:

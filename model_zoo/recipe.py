@@ -2,6 +2,10 @@
 
 A recipe names its network by a dotted module name, `family = "flows.real_nvp"`. The class is the
 one subclass of Trainable that the module defines: there is no register to add to.
+
+A recipe `<model>-background` trains the background of a model: one of the same family that sees
+the nearest pixels alone. The ratio of both likelihoods leaves out what smooth or dark areas make
+likely in any picture (Ren et al. 2019, arXiv:1906.02845). It is served inside the model's artifact.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ RECIPES = PACKAGE / "recipes"
 WEIGHTS = PACKAGE / "weights"
 KEEP = ("highest", "lowest", "last")
 PRECISIONS = ("float32", "bfloat16")
+BACKGROUND = "-background"
 
 
 class RecipeError(Exception):
@@ -63,6 +68,12 @@ class Recipe:
 def recipe_names() -> list[str]:
     """Return the names of all bundled recipes, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def background_of(name: str) -> str | None:
+    """Return the model whose background a bundled recipe trains, or None."""
+    model = name.removesuffix(BACKGROUND)
+    return model if model != name and model in recipe_names() else None
 
 
 def read_recipe(name: str) -> Recipe:

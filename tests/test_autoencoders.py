@@ -115,8 +115,36 @@ def test_graphs_agree_with_each_other():
         given = torch.distributions.Bernoulli(picture).log_prob(x).flatten(1).sum(1)
         prior = torch.distributions.Normal(0, 1).log_prob(latent).sum(1)
         posterior = torch.distributions.Normal(mean, deviation).log_prob(latent).sum(1)
-        weight = graphs["log_likelihood"](x, noise)
+        weight, error, divergence, norm = graphs["log_likelihood"](x, noise)
+        mass = graphs["log_mass_given_latent"](x, latent)
     assert torch.allclose(weight, given + prior - posterior, atol=1e-3)
+    assert torch.allclose(mass, given, atol=1e-3)
+    assert torch.allclose(error, -given, atol=1e-3)
+    normals = torch.distributions.Normal(mean, deviation), torch.distributions.Normal(0, 1)
+    expected = torch.distributions.kl_divergence(*normals).sum(1)
+    assert torch.allclose(divergence, expected, atol=1e-4)
+    assert torch.allclose(norm, torch.linalg.vector_norm(mean, dim=1))
+
+
+@torch.no_grad()
+def test_statistics_add_up_to_minus_the_bound():
+    model = smallest_model()
+    x = (torch.rand(8, 1, 4, 4, generator=generator()) < 0.5).float()
+    noise = torch.randn(8, 1, generator=generator(1))
+    weight, error, divergence, _ = model.log_weight_and_statistics(x, noise)
+    assert torch.equal(weight, model.log_weight(x, noise))
+    assert torch.equal(-error - divergence, model.evidence_lower_bound(x, noise))
+
+
+@torch.no_grad()
+def test_probabilities_given_latents_of_the_prior_average_to_the_probability():
+    model = smallest_model()
+    x = (torch.rand(4, 1, 4, 4, generator=generator()) < 0.5).float()
+    latent = torch.randn(20_000, 1, generator=generator(1))
+    for row, expected in zip(x, exact_log_mass(model, x), strict=True):
+        given = model.log_mass_given(row.expand(20_000, 1, 4, 4), latent)
+        estimate = given.logsumexp(0) - math.log(20_000)
+        assert estimate.item() == pytest.approx(expected.item(), abs=0.05)
 
 
 def test_a_few_steps_of_training_raise_the_bound():

@@ -1,6 +1,7 @@
 """Gated PixelCNN: causal, a distribution, and sampled row by row as by full forward passes."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from export import export_artifact
 from export.graphs import IR_VERSION, OPSET
 from export.row_step import build_row_step
 from model_zoo.autoregressive.gated_pixelcnn import GatedPixelCNN
-from model_zoo.autoregressive.row_step import draw, keep_likely
+from model_zoo.autoregressive.row_step import RowStep, draw, keep_likely
 from model_zoo.family import Batch
 from model_zoo.recipe import RECIPES, read_recipe
 from model_zoo.recipe import build as build_recipe
+from model_zoo.sheets import write_sample_sheet
 from service.core.manifest import read_manifest
 
 NEAR_TIE = 1e-4
@@ -89,14 +91,50 @@ def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]
     assert sorted(found.unique().tolist()) == seen
 
 
-def test_one_layer_has_no_row_steps() -> None:
+def test_one_layer_scores_images_and_paints_none(tmp_path: Path) -> None:
+    model = build(layers=1)
+    assert [graph.name for graph in model.graphs()] == ["log_likelihood"]
+    assert list(model.card().operations) == ["likelihood"]
+    write_sample_sheet(model, tmp_path / "none.png")  # as training does after every epoch
     with pytest.raises(ValueError, match="at least 2"):
-        build(layers=1).graphs()
+        RowStep(model.features, model.layers, model.head, 28, filtered=False)
 
 
 def test_the_large_recipe_is_of_the_published_size() -> None:
     model = build_recipe(read_recipe(str(RECIPES / "gpu" / "mnist-pixelcnn-large.toml")))
     assert sum(map(torch.numel, model.parameters())) == pytest.approx(852_160, rel=0.05)
+
+
+def multiplications(model: GatedPixelCNN) -> int:
+    """Count those of one image's log-likelihood: every weight of a convolution, at every pixel."""
+    pixels = math.prod(model.image_shape[1:])
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    conditions = [layer.condition.weight.numel() for layer in model.layers]
+    return pixels * sum(part.weight.numel() for part in convolutions) + sum(conditions)
+
+
+@pytest.mark.parametrize("name", ["mnist-pixelcnn", "fashion-mnist-pixelcnn"])
+def test_a_background_is_the_same_family_at_a_quarter_of_the_arithmetic_at_most(name: str) -> None:
+    recipe, background = read_recipe(name), read_recipe(f"{name}-background")
+    assert background.family == recipe.family and background.dataset == recipe.dataset
+    model, small = build_recipe(recipe), build_recipe(background)
+    assert multiplications(small) / multiplications(model) == pytest.approx(0.180, abs=0.001)
+    assert small.graphs()[0].inputs == model.graphs()[0].inputs
+
+
+def test_a_background_sees_two_pixels_up_and_to_each_side_and_no_further() -> None:
+    background = build_recipe(read_recipe("mnist-pixelcnn-background")).eval()
+    levels = torch.randint(256, (1, 28, 28), generator=torch.Generator().manual_seed(0))
+    none = torch.zeros(1, 10)
+    seen = background.logits(levels, none)[0, 14, 14]
+    near = {(row, column) for row in (12, 13, 14) for column in range(12, 17)}
+    for row, column in itertools.product(range(28), range(28)):
+        changed = levels.clone()
+        changed[0, row, column] = (changed[0, row, column] + 128) % 256
+        if (row, column) in near and (row, column) < (14, 14):
+            assert not torch.equal(background.logits(changed, none)[0, 14, 14], seen)
+        elif (row + column) % 7 == 0:  # a few of the others: each costs a pass
+            assert torch.equal(background.logits(changed, none)[0, 14, 14], seen)
 
 
 def test_it_learns_what_its_class_says() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,17 @@ async def test_the_service_scores_real_images_as_the_manifest_says(
     scores = result.bits_per_dim if figure == "bits_per_dim" else result.log_likelihood
     error = scores.std(ddof=1) / np.sqrt(len(scores))
     assert abs(scores.mean() - figures(model)[figure]["value"]) < 4 * error
+
+
+async def test_latents_of_the_prior_explain_real_digits_worse_than_those_of_the_posterior(
+    engine: Engine, test_images: np.ndarray
+) -> None:
+    """The reason for an encoder: from as many draws, plain Monte Carlo misses what matters."""
+    digits = LikelihoodRequest(images=test_images[:20], binarisation="stochastic", samples=64)
+    plain = replace(digits, estimator="monte_carlo")
+    bound = await engine.run("likelihood", digits, model="mnist-vae")
+    far_below = await engine.run("likelihood", plain, model="mnist-vae")
+    assert np.all(far_below.result.log_likelihood < bound.result.log_likelihood - 10)
 
 
 async def test_the_flow_restores_real_images_exactly(

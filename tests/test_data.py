@@ -248,10 +248,25 @@ def test_description_of_splits_is_that_of_their_indices(home: Path):
     assert described["fit"]["sha256"] == data.index_hash(data.split_indices(7)["fit"])
 
 
+def test_a_class_left_out_is_in_no_split_and_the_rest_stays_where_it_was(home: Path):
+    whole, less = data.load_splits("tiny"), data.load_splits("tiny-without-1")
+    for name, examples in less.items():
+        assert 1 not in examples.labels
+        kept = [index for index in whole[name].indices.tolist() if index != 1]  # also its label
+        assert examples.indices.tolist() == kept
+    described = data.describe_splits(less)
+    assert described["test"] == {"count": 2, "sha256": data.index_hash(np.array([0, 2]))}
+    assert described["fit"]["sha256"] == data.index_hash(less["fit"].indices.numpy())
+
+
+def test_a_class_that_is_not_there_can_not_be_left_out(home: Path):
+    with pytest.raises(DataError, match=r"no class 7 to leave out: there are \[0, 1, .* 6\]"):
+        data.load_splits("tiny-without-7")
+
+
 def test_batches_are_float_levels():
-    examples = Examples(
-        torch.tensor([[[[0, 255]]], [[[7, 8]]]], dtype=torch.uint8), torch.arange(2)
-    )
+    images = torch.tensor([[[[0, 255]]], [[[7, 8]]]], dtype=torch.uint8)
+    examples = Examples(images, torch.arange(2), torch.arange(2))
     batch = examples.batch(torch.tensor([1]))
     assert batch.images.dtype == torch.float32
     assert batch.images.flatten().tolist() == [7.0, 8.0]
@@ -267,3 +282,16 @@ def test_real_data_verifies(name: str, first: int):
     assert train.images.shape == (60_000, 1, 28, 28)
     assert train.labels[0] == first
     assert len(data.load(name, "test")) == 10_000
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_real_data_less_a_class_verifies(name: str):
+    if not (data.data_directory() / name).is_dir():
+        pytest.skip(f"no {name} in the data directory")
+    whole, less = data.load_splits(name), data.load_splits(f"{name}-without-9")
+    for split, examples in less.items():
+        assert set(examples.labels.tolist()) == set(range(9))
+        assert len(examples) == (whole[split].labels != 9).sum()
+        places = set(whole[split].indices.tolist())
+        assert set(examples.indices.tolist()) < places, "no image changes its split"

@@ -20,6 +20,9 @@ from export import Card, ExportError, Figure, Graph, Port, export_artifact
 from export import __main__ as command
 from export import artifact as exporter
 from export.vectors import draw_inputs
+from model_zoo import recipe as zoo
+from model_zoo.data import SPLITS, Examples
+from model_zoo.train import train
 from service.core import manifest as reader
 
 LATENT = Port("latent", "latent", (4,))
@@ -493,6 +496,104 @@ def test_the_command_says_why_a_model_is_skipped(run_command, tmp_path, capsys):
     run_command("mnist-classifier")
     assert "skipped, it generates nothing" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+TINY_RECIPE = """
+family = "autoregressive.gated_pixelcnn"
+dataset = "none"
+seed = 1
+epochs = 1
+batch_size = 4
+precision = "float32"
+average_decay = 0.0
+keep = "last"
+
+[model]
+image_shape = [1, 6, 6]
+classes = 3
+layers = {layers}
+channels = 4
+head_width = 4
+levels = 5
+reach = {reach}
+
+[optimisers.pixelcnn]
+learning_rate = 1e-3
+final_learning_rate = 1e-4
+warmup_steps = 1
+betas = [0.9, 0.999]
+gradient_norm = 1.0
+"""
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A model called tiny and its background as if trained: recipes, weights and records."""
+    recipes, weights = tmp_path / "recipes", tmp_path / "weights"
+    recipes.mkdir()
+    monkeypatch.setattr(zoo, "RECIPES", recipes)
+    monkeypatch.setattr(command, "WEIGHTS", weights)
+    for name, layers, reach in (("tiny", 3, 3), ("tiny-background", 1, 2)):
+        text = TINY_RECIPE.format(layers=layers, reach=reach)
+        (recipes / f"{name}.toml").write_text(text)
+        images = torch.randint(256, (12, 1, 6, 6), dtype=torch.uint8)
+        examples = Examples(images, torch.arange(12) % 3, torch.arange(12))
+        splits = dict.fromkeys(SPLITS, examples)
+        train(zoo.read_recipe(name), splits, runs=tmp_path / "runs", weights=weights)
+    return weights
+
+
+def test_a_background_becomes_a_graph_of_the_model_and_no_model_of_its_own(
+    run_command, trained, tmp_path, capsys
+):
+    run_command("--repository", str(tmp_path / "models"))
+    assert "tiny-background: skipped, it is served inside tiny" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+    manifest = check_artifact(tmp_path / "models" / "tiny" / "1")
+    background = manifest.graphs["background_log_likelihood"]
+    assert background.inputs == manifest.graphs["log_likelihood"].inputs
+    described = manifest.provenance["background"]
+    assert described["recipe"] == "tiny-background"
+    assert [figure["name"] for figure in described["figures"]] == [
+        "bits_per_dim", "bits_per_dim_given_class",
+    ]  # fmt: skip
+    assert len(manifest.quality) == 2, "the figures of the background are not the model's"
+
+    inputs = {
+        "data": np.random.default_rng(0).integers(0, 5, (4, 1, 6, 6)).astype(np.float32),
+        "class_weights": np.eye(4, 3, dtype=np.float32),  # the last has no class
+    }
+    path = tmp_path / "models" / "tiny" / "1" / background.file
+    scores, _ = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, inputs
+    )
+    model = zoo.load_trained("tiny-background", trained)
+    levels, class_weights = (torch.from_numpy(values) for values in inputs.values())
+    with torch.no_grad():
+        expected = model.log_probability(levels.squeeze(1).long(), class_weights)
+    np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4)
+
+
+def test_a_model_whose_background_has_no_weights_goes_without(run_command, trained, tmp_path):
+    (trained / "tiny-background.safetensors").unlink()
+    run_command("--repository", str(tmp_path / "models"), "tiny")
+    manifest = check_artifact(tmp_path / "models" / "tiny" / "1")
+    assert "background_log_likelihood" not in manifest.graphs
+    assert "background" not in manifest.provenance
+
+
+def test_a_background_of_other_images_than_the_model_is_refused(run_command, trained, tmp_path):
+    record = json.loads((trained / "tiny-background.json").read_text())
+    record["splits"]["fit"]["count"] += 1
+    (trained / "tiny-background.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="tiny-background was trained on other splits than tiny"):
+        run_command("--repository", str(tmp_path / "models"), "tiny")
+
+
+def test_a_recipe_of_any_path_is_exported_by_its_name(run_command, trained, tmp_path):
+    (tmp_path / "recipes" / "tiny.toml").rename(tmp_path / "tiny.toml")
+    run_command("--repository", str(tmp_path / "models"), str(tmp_path / "tiny.toml"))
+    assert check_artifact(tmp_path / "models" / "tiny" / "1").name == "tiny"
 
 
 def test_the_command_refuses_an_unknown_model(run_command):

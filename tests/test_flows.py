@@ -170,8 +170,19 @@ def test_bits_per_dimension_are_minus_log_density_in_bits():
     (figure,) = model.evaluate(data, torch.Generator().manual_seed(0))
     graph = {graph.name: graph for graph in model.graphs()}["log_likelihood"]
     noise = torch.rand(data.images.shape, generator=torch.Generator().manual_seed(0))
-    nats = graph.module(data.images, noise).mean().item()
-    assert figure.value == pytest.approx(-nats / (64 * BITS), rel=1e-5)
+    nats, _ = graph.module(data.images, noise)
+    assert figure.value == pytest.approx(-nats.mean().item() / (64 * BITS), rel=1e-5)
+
+
+def test_the_length_of_the_latent_is_all_that_the_prior_knows_of_it():
+    model = tiny_flow().float()
+    graph = {graph.name: graph for graph in model.graphs()}["log_likelihood"]
+    levels, noise = random_levels(5, (1, 8, 8)), torch.full((5, 1, 8, 8), 0.25)
+    log_density, norm = graph.module(levels, noise)
+    latent, log_determinant = model.encode(levels + noise)
+    assert torch.allclose(norm, torch.linalg.vector_norm(latent, dim=1))
+    log_prior = -0.5 * (norm.square() + 64 * math.log(2 * math.pi))
+    assert torch.allclose(log_density, log_prior + log_determinant, rtol=1e-4)
 
 
 def test_a_few_steps_of_training_lower_the_bits():

@@ -3,14 +3,16 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.core.manifest import artifact_digest
+from service.core.manifest import artifact_digest, read_manifest
 from service.core.models import load_artifact
 from service.core.requests import SampleRequest
 from service.errors import ArtifactError, ModelUnavailable, StartupError
@@ -120,6 +122,70 @@ def test_a_manifest_that_says_something_else_is_refused(
     rewrite_manifest(folder, **changes)
     with pytest.raises(ArtifactError, match=message):
         load_artifact(folder, open_session)
+
+
+def change_graphs(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    graphs = json.loads((folder / "manifest.json").read_text())["graphs"]
+    change(graphs)
+    rewrite_manifest(folder, graphs=graphs)
+
+
+def add_statistic(graph: str, name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
+    port = {"name": name, "role": "statistic", "dtype": "float32", "shape": ["batch"]}
+    return lambda graphs: graphs[graph]["outputs"].append(port | changes)
+
+
+def copy_graph(new: str, without: str | None = None) -> Callable[[dict[str, Any]], object]:
+    """Add the log_likelihood graph under another name, less an input."""
+
+    def change(graphs: dict[str, Any]) -> None:
+        graph = graphs["log_likelihood"]
+        kept = [port for port in graph["inputs"] if port["role"] != without]
+        graphs[new] = graph | {"inputs": kept}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "message"),
+    [
+        ("toy-vae", add_statistic("log_likelihood", "colour"), "reconstruction_error, kl_diver"),
+        ("toy-vae", add_statistic("encode", "latent_norm"), "outputs of 'log_likelihood'"),
+        ("toy-vae", add_statistic("log_likelihood", "latent_norm", dtype="float64"), "float32"),
+        ("toy-vae", add_statistic("log_likelihood", "latent_norm", shape=["batch", 4]),
+         r"rows of shape \(4,\); by the manifest statistic is \(\)"),
+        ("toy-vae", copy_graph("background_log_likelihood"),
+         r"'background_log_likelihood' must map \['condition', 'data'\] to log_likelihood"),
+        ("toy-raster", copy_graph("background_log_likelihood", without="condition"),
+         "'background_log_likelihood' must take a condition if 'log_likelihood' does"),
+        ("toy-gan", lambda graphs: graphs.update(background_log_likelihood={
+            "file": "decode.onnx",
+            "inputs": graphs["decode"]["outputs"],
+            "outputs": [{"name": "score", "role": "log_likelihood", "dtype": "float32",
+                         "shape": ["batch"]}]}),
+         "'background_log_likelihood' needs a graph 'log_likelihood' to stand beside"),
+        ("toy-vae", copy_graph("log_mass_given_latent"),
+         r"'log_mass_given_latent' must map \['data', 'latent'\] to log_likelihood"),
+        ("toy-vae", copy_graph("log_mass_given_latent", without="noise"),
+         "'log_mass_given_latent' needs a latent"),
+        ("toy-raster", copy_graph("log_mass_given_latent", without="condition"),
+         "'log_mass_given_latent' must take a condition if"),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_a_likelihood_must_fit_it(
+    copy: Path, model: str, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    change_graphs(copy / model / "1", change)
+    with pytest.raises(ArtifactError, match=message):
+        read_manifest(copy / model / "1")
+
+
+def test_known_statistics_and_a_background_of_like_condition_are_accepted(copy: Path) -> None:
+    change_graphs(copy / "toy-vae" / "1", add_statistic("log_likelihood", "kl_divergence"))
+    change_graphs(copy / "toy-raster" / "1", copy_graph("background_log_likelihood"))
+    scored = read_manifest(copy / "toy-vae" / "1").graphs["log_likelihood"]
+    assert [port.name for port in scored.outputs] == ["log_likelihood", "kl_divergence"]
+    assert "background_log_likelihood" in read_manifest(copy / "toy-raster" / "1").graphs
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 200_000, b"{", b"\xff\xfe"], ids=range(5))

@@ -69,12 +69,12 @@ FAMILIES = [
 def examples(count: int, seed: int) -> Examples:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return Examples(images, torch.arange(count) % 3)
+    return Examples(images, torch.arange(count) % 3, torch.arange(count))
 
 
 WHOLE = examples(240, seed=0)
 SPLITS = {
-    name: Examples(WHOLE.images[indices], WHOLE.labels[indices])
+    name: WHOLE.at(torch.from_numpy(indices))
     for name, indices in data.split_indices(len(WHOLE)).items()
 } | {"test": examples(20, seed=1)}
 
@@ -231,10 +231,22 @@ def test_levels_undo_the_preprocessing_of_the_card():
 # Recipes
 
 
-@pytest.mark.parametrize("name", recipe.recipe_names())
-def test_bundled_recipe_builds_and_names_its_optimisers(name: str):
-    bundled = recipe.read_recipe(name)
-    assert set(recipe.build(bundled).objectives()) == set(bundled.optimisers)
+@pytest.mark.parametrize("path", sorted(recipe.RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_builds_and_names_its_optimisers(path: Path):
+    read = recipe.read_recipe(str(path))
+    assert set(recipe.build(read).objectives()) == set(read.optimisers)
+
+
+@pytest.mark.parametrize("path", sorted((recipe.RECIPES / "anomaly").glob("*.toml")), ids=str)
+def test_a_model_of_all_classes_but_one_is_like_the_model_of_all(path: Path):
+    """But for its data and its classes, so that what differs is what it has seen."""
+    read = recipe.read_recipe(str(path))
+    whole, label = read.dataset.split("-without-")
+    like = recipe.read_recipe(f"{whole}-pixelcnn")
+    assert read.name == f"{read.dataset}-pixelcnn"
+    assert read.model["classes"] == int(label), "the classes before it keep their numbers"
+    assert read.model | {"classes": like.model["classes"]} == like.model
+    assert read.optimisers == like.optimisers
 
 
 @pytest.mark.parametrize("name", recipe.recipe_names())
@@ -262,6 +274,12 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-pixelcnn", "bits_per_dim"] <= 0.95
     assert figures["mnist-realnvp", "bits_per_dim"] <= 1.40
     assert figures["mnist-vae", "elbo"] >= -97
+
+
+def test_a_background_is_named_for_the_model_it_stands_behind():
+    assert recipe.background_of("mnist-pixelcnn-background") == "mnist-pixelcnn"
+    assert recipe.background_of("mnist-pixelcnn") is None
+    assert recipe.background_of("nothing-background") is None
 
 
 def test_judges_are_trained_before_those_they_judge():

@@ -92,11 +92,28 @@ class VariationalAutoencoder(Family):
 
         Its mean over noise is the evidence lower bound; exp of it averages to p(x).
         """
+        return self.log_weight_and_statistics(x, noise)[0]
+
+    def log_weight_and_statistics(self, x: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return the log weight and, of the same draw, what anomaly scores look at, each [N].
+
+        These are the reconstruction error -log p(x|z) and the divergence of q(z|x) from the prior,
+        whose means add up to minus the bound (equation 3), in nats; and the length of q's mean.
+        """
         mean, log_deviation = self.encode(x)
         latent = mean + log_deviation.exp() * noise
+        log_mass = self.log_mass_given(x, latent)
         log_prior = standard_normal_log_density(latent)
         log_posterior = standard_normal_log_density(noise) - log_deviation.sum(dim=1)
-        return bernoulli_log_mass(x, self.decode_logits(latent)) + log_prior - log_posterior
+        log_weight = log_mass + log_prior - log_posterior
+        return log_weight, -log_mass, kl_divergence(mean, log_deviation), mean.norm(dim=1)
+
+    def log_mass_given(self, x: Tensor, latent: Tensor) -> Tensor:
+        """Return log p(x|z) in nats, [N], for binary x; over the prior, exp of it averages to p(x).
+
+        Few draws from the prior hit the few large terms: the bounds above draw where they are.
+        """
+        return bernoulli_log_mass(x, self.decode_logits(latent))
 
     def evidence_lower_bound(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return the bound in nats, [N], its divergence in closed form (appendix B).
@@ -105,8 +122,7 @@ class VariationalAutoencoder(Family):
         """
         mean, log_deviation = self.encode(x)
         latent = mean + log_deviation.exp() * noise
-        divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
-        return bernoulli_log_mass(x, self.decode_logits(latent)) - divergence.sum(dim=1)
+        return self.log_mass_given(x, latent) - kl_divergence(mean, log_deviation)
 
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: minus the evidence lower bound on binarised images."""
@@ -162,16 +178,32 @@ class VariationalAutoencoder(Family):
         )
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Return encode, decode and log_likelihood; switches the model to eval mode."""
+        """Return encode, decode, log_likelihood and log_mass_given_latent; sets eval mode."""
         data = Port("data", "data", self.image_shape)
         latent = Port("latent", "latent", (self.latent_size,))
         deviation = Port("latent_deviation", "latent_deviation", (self.latent_size,))
         noise = Port("noise", "noise", (self.latent_size,), "float32", "normal", "posterior")
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        statistics = (
+            Port("reconstruction_error", "statistic", ()),
+            Port("kl_divergence", "statistic", ()),
+            Port("latent_norm", "statistic", ()),
+        )
         return (
             Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
             Graph("decode", Decode(self).eval(), (latent,), (data,)),
-            Graph("log_likelihood", LogWeight(self).eval(), (data, noise), (log_likelihood,)),
+            Graph(
+                "log_likelihood",
+                LogWeight(self).eval(),
+                (data, noise),
+                (log_likelihood, *statistics),
+            ),
+            Graph(
+                "log_mass_given_latent",
+                LogMassGivenLatent(self).eval(),
+                (data, latent),
+                (log_likelihood,),
+            ),
         )
 
 
@@ -201,20 +233,38 @@ class Decode(nn.Module):
 
 
 class LogWeight(nn.Module):
-    """Graph: binary image and posterior noise to one log importance weight."""
+    """Graph: binary image and posterior noise to one log importance weight, and statistics."""
 
     def __init__(self, model: VariationalAutoencoder):
         super().__init__()
         self.model = model
 
-    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Map [N, C, H, W] in {0, 1} and [N, latent] to four [N], all but the last in nats."""
+        return self.model.log_weight_and_statistics(data, noise)
+
+
+class LogMassGivenLatent(nn.Module):
+    """Graph: binary image and any latent to the probability of the one given the other."""
+
+    def __init__(self, model: VariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor, latent: Tensor) -> Tensor:
         """Map [N, C, H, W] in {0, 1} and [N, latent] to nats, [N]."""
-        return self.model.log_weight(data, noise)
+        return self.model.log_mass_given(data, latent)
 
 
 def bernoulli_log_mass(x: Tensor, logits: Tensor) -> Tensor:
     """Return log p(x|z) in nats, [N], summed over pixels; exact for logits of any size."""
     return (x * logits - softplus(logits)).flatten(1).sum(dim=1)
+
+
+def kl_divergence(mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Return KL(q(z|x) || p(z)) in nats, [N], in closed form (appendix B)."""
+    divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
+    return divergence.sum(dim=1)
 
 
 VAE_PUBLISHED = {"value": -86.77, "source": "VAE, dynamic binarisation, pytorch-generative README"}

@@ -146,29 +146,33 @@ class GatedPixelCNN(Family):
         """Describe the model to those who serve it."""
         binarisation = BINARISATION if self.levels == 2 else None
         shown = GREY_LEVELS if self.levels == 2 else self.levels
+        painting = {"sample": {}, "complete": {}} if len(self.layers) > 1 else {}
         return Card(
             family="gated PixelCNN",
             event={**image_event(self.image_shape), "levels": shown},
             preprocess=image_preprocess(0.0, self.levels - 1.0, binarisation=binarisation),
             condition=class_condition(self.classes, optional=True),
             controls=sampling_controls(self.levels),
-            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
+            operations={**painting, "likelihood": EXACT_PROBABILITY},
             program="raster_rows",
         )
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Return log_likelihood and both row steps; switches the model to eval mode."""
+        """Return log_likelihood and, of two layers or more, both row steps; sets eval mode."""
         data = Port("data", "data", self.image_shape)
         condition = Port("class_weights", "condition", (self.classes,))
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
         of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
+        scored = Graph(
+            "log_likelihood",
+            LogProbability(self).eval(),
+            (data, condition),
+            (log_likelihood, of_pixels),
+        )
+        if len(self.layers) == 1:
+            return (scored,)
         return (
-            Graph(
-                "log_likelihood",
-                LogProbability(self).eval(),
-                (data, condition),
-                (log_likelihood, of_pixels),
-            ),
+            scored,
             self._row_step("row_step", filtered=False),
             self._row_step("row_step_filtered", filtered=True),
         )

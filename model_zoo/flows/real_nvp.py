@@ -206,8 +206,17 @@ class RealNVP(Family):
         A level is an interval of length 1 of these, so the expectation over uniform noise of
         log p(x + u) is a lower bound on log P(x) (Theis et al. 2015, arXiv:1511.01844).
         """
+        return self.log_density_and_norm(levels)[0]
+
+    def log_density_and_norm(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log density in nats and the length of the latent, each [N].
+
+        Equation 3 adds two terms: the prior's knows the latent by its length alone, which is near
+        the square root of its size for what the model generates; the other is the log-determinant.
+        """
         latent, log_determinant = self.encode(levels)
-        return standard_normal_log_density(latent) + log_determinant
+        log_density = standard_normal_log_density(latent) + log_determinant
+        return log_density, latent.norm(dim=1)
 
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: bits per dimension of dequantised images."""
@@ -255,10 +264,16 @@ class RealNVP(Family):
         latent = Port("latent", "latent", (self.event_size,))
         noise = Port("noise", "noise", self.image_shape, "float32", "uniform", "dequantisation")
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        latent_norm = Port("latent_norm", "statistic", ())
         return (
             Graph("encode", Encode(self).eval(), (data,), (latent,)),
             Graph("decode", Decode(self).eval(), (latent,), (data,)),
-            Graph("log_likelihood", LogDensity(self).eval(), (data, noise), (log_likelihood,)),
+            Graph(
+                "log_likelihood",
+                LogDensity(self).eval(),
+                (data, noise),
+                (log_likelihood, latent_norm),
+            ),
         )
 
 
@@ -288,15 +303,15 @@ class Decode(nn.Module):
 
 
 class LogDensity(nn.Module):
-    """Graph: levels and dequantisation noise to one log density."""
+    """Graph: levels and dequantisation noise to one log density and the length of the latent."""
 
     def __init__(self, model: RealNVP):
         super().__init__()
         self.model = model
 
-    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
-        """Map [N, C, H, W] in 0..255 and as many uniforms in (0, 1) to nats, [N]."""
-        return self.model.log_density(data + noise)
+    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [N, C, H, W] in 0..255 and as many uniforms in (0, 1) to nats and length, [N]."""
+        return self.model.log_density_and_norm(data + noise)
 
 
 def checkerboard_masks(channels: int) -> list[Tensor]:

@@ -41,12 +41,21 @@ OPERATIONS = (
 )
 """Every operation, in the order in which people meet them."""
 
+STATISTICS = ("reconstruction_error", "kl_divergence", "latent_norm")
+"""What the log_likelihood graph may say of an image besides, for anomaly scores.
+
+In nats -log p(x|z) of the draw and the divergence of the posterior from the prior, and the length
+of the latent: of the posterior's mean where there is a posterior.
+"""
+
 # A graph's name is its function: the roles that its inputs may have, and an output that it must.
 _STEP = ({"cache", "condition", "control", "forced", "noise"}, "levels")
 _FUNCTIONS = {
     "decode": ({"latent", "condition", "noise"}, "data"),
     "encode": ({"data"}, "latent"),
     "log_likelihood": ({"data", "condition", "noise"}, "log_likelihood"),
+    "background_log_likelihood": ({"data", "condition"}, "log_likelihood"),
+    "log_mass_given_latent": ({"data", "latent"}, "log_likelihood"),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
 }
@@ -176,7 +185,7 @@ class Port(_Part):
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map",
+        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map", "statistic",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -305,7 +314,44 @@ class Manifest(_Part):
             if "decode" in graphs_of[operation] and self.latent is None:
                 raise ValueError(f"operation '{operation}' needs a latent")
             for name in graphs_of[operation]:
-                self._check_function(operation, name)
+                if name not in self.graphs:
+                    raise ValueError(f"operation '{operation}' needs a graph '{name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_do_what_their_names_say(self) -> Self:
+        for name in self.graphs.keys() & _FUNCTIONS.keys():
+            allowed, result = _FUNCTIONS[name]
+            roles = {port.role for port in self.graphs[name].inputs}
+            if not roles <= allowed or self.graphs[name].output(result) is None:
+                raise ValueError(f"graph '{name}' must map {sorted(allowed)} to {result}")
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_beside_the_likelihood_fit_it(self) -> Self:
+        scored = self.graphs.get("log_likelihood")
+        for name in ("background_log_likelihood", "log_mass_given_latent"):
+            if (graph := self.graphs.get(name)) is None:
+                continue
+            if scored is None:
+                raise ValueError(f"graph '{name}' needs a graph 'log_likelihood' to stand beside")
+            if (graph.input("condition") is None) != (scored.input("condition") is None):
+                raise ValueError(f"graph '{name}' must take a condition if 'log_likelihood' does")
+        given_latent = self.graphs.get("log_mass_given_latent")
+        if given_latent and not (self.latent and given_latent.input("latent")):
+            raise ValueError("graph 'log_mass_given_latent' needs a latent")
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_known(self) -> Self:
+        for name, graph in self.graphs.items():
+            for port in graph.outputs:
+                known = name == "log_likelihood" and port.name in STATISTICS
+                if port.role == "statistic" and not (known and port.dtype == "float32"):
+                    raise ValueError(
+                        f"statistic '{port.name}' of graph '{name}': statistics are outputs of "
+                        f"'log_likelihood', of float32, called {', '.join(STATISTICS)}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -328,6 +374,7 @@ class Manifest(_Part):
             "latent_deviation": self.latent.shape if self.latent else None,
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
+            "statistic": (),
             "forced": self.event.shape[1:2],
             "levels": self.event.shape[1:2],
         }
@@ -353,15 +400,6 @@ class Manifest(_Part):
         if missing := needed - self.files.keys():
             raise ValueError(f"files must hold a hash for {sorted(missing)}")
         return self
-
-    def _check_function(self, operation: str, name: str) -> None:
-        graph = self.graphs.get(name)
-        if graph is None:
-            raise ValueError(f"operation '{operation}' needs a graph '{name}'")
-        allowed, result = _FUNCTIONS[name]
-        roles = {port.role for port in graph.inputs}
-        if not roles <= allowed or graph.output(result) is None:
-            raise ValueError(f"graph '{name}' must map {sorted(allowed)} to {result}")
 
 
 def artifact_digest(manifest: Mapping[str, Any]) -> str:

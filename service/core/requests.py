@@ -17,6 +17,7 @@ Array = NDArray[Any]
 Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
+Estimator = Literal["monte_carlo"]
 GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
 Show = Literal["rows", "preview"]
 Images = Array | Sequence[bytes]
@@ -131,11 +132,16 @@ class StreamRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodRequest:
-    """Score images. `samples` asks for the importance-weighted bound with that many draws."""
+    """Score images. `samples` asks for the importance-weighted bound with that many draws.
+
+    The estimator `monte_carlo` draws latents from the prior instead, few of which explain an image:
+    a looser bound, with a larger error, which shows what the posterior is good for.
+    """
 
     images: Images
     binarisation: BinarisationRule | None = None
     samples: int | None = None
+    estimator: Estimator | None = None  # None: the one that the model offers
     seed: int = 0
     condition: ConditionRequest = ConditionRequest()
     scale: Scale = "levels"

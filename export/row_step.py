@@ -7,7 +7,11 @@ What makes it fast, for the recurrence that `model_zoo/autoregressive/row_step.p
 - a Scan over the columns runs the horizontal stack; what comes from above enters its products as
   Gemm's C operand, and each half of a gate is a Gemm of its own, which ONNX Runtime fuses with the
   Tanh or Sigmoid that follows;
-- log-probabilities of the row are taken at once, behind the Scan.
+- the body of the Scan owns its weights: ONNX Runtime keeps a packed copy of them alone, and a body
+  that had captured the originals from outside would be left with inputs that are gone, for which
+  it plans no memory; it would then allocate every result of every pixel, a sixth of all time;
+- what the pixels don't need of each other, as log-probabilities, is computed behind the Scan for
+  the whole row.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ from model_zoo.family import Port
 class _Nodes:
     """Nodes in the making: a call adds one and returns the name of its result."""
 
-    def __init__(self, prefix: str, weights: dict[str, Array]):
+    def __init__(self, prefix: str):
         """Names start with `prefix`, so that a Scan's body never hides what is outside of it."""
-        self.prefix, self.weights = prefix, weights
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, Array] = {}
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
         return self.several(1, operator, *inputs, **attributes)[0]
@@ -51,8 +56,13 @@ class _Nodes:
     def weight(self, name: str, values: Array | Tensor) -> str:
         """Keep an array with the graph."""
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        name = self.prefix + name
         self.weights[name] = np.ascontiguousarray(array)
         return name
+
+    def initializers(self) -> list[TensorProto]:
+        """Return the arrays that were kept."""
+        return [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
 
     def integers(self, *values: int) -> str:
         """Return a constant int64 vector."""
@@ -70,23 +80,23 @@ class _Nodes:
 
 def build_row_step(step: RowStep, opset: int, ir_version: int) -> onnx.ModelProto:
     """Return the graph of a row step, with the ports that it describes."""
-    weights: dict[str, Array] = {}
-    write = _Nodes("row_", weights)
+    write = _Nodes("row_")
     coming, next_activations = _look_up(write, step)
-    levels, logits, features = _scan_columns(write, step, coming)
+    levels, logits = _scan_columns(write, step, coming)
+    features = write("Gather", write.weight("features", step.features.weight), levels)
     last = write.integers(-1)
     every = write("LogSoftmax", logits, axis=2)
     chosen = write("GatherElements", every, write("Unsqueeze", levels, last), axis=2)
     write.name(levels, "levels")
     write.name(write("Squeeze", chosen, last), "log_probability")
-    write.name(_move_on(write, step, "rows_above", features, axis=2), "next_rows_above")
+    write.name(_append(write, step, "rows_above", features), "next_rows_above")
     write.name(next_activations, "next_activations")
     graph = helper.make_graph(
         write.nodes,
         "row_step",
         [_describe(port) for port in step.input_ports()],
         [_describe(port) for port in step.output_ports()],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        write.initializers(),
     )
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
@@ -168,18 +178,18 @@ def _gate_row(write: _Nodes, above: str) -> str:
     return write("Mul", write("Tanh", content), write("Sigmoid", openness))
 
 
-def _move_on(write: _Nodes, step: RowStep, known: str, features: str, axis: int) -> str:
-    """Forget the first of the `reach` pixels that are known on an axis, and append another."""
+def _append(write: _Nodes, step: RowStep, rows: str, features: str) -> str:
+    """Forget the first of the `reach` rows that are known, and append another, [W, B, features]."""
     size = step.level_features
-    kept = write.slice(known, size, step.reach * size, axis)
-    return write("Concat", kept, features, axis=axis)
+    kept = write.slice(rows, size, step.reach * size, axis=2)
+    return write("Concat", kept, features, axis=2)
 
 
 # To the left: the horizontal stack, pixel by pixel
 
 
 def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[str]:
-    """Return levels [W, B], logits [W, B, levels] and the features of the levels."""
+    """Return levels [W, B] and logits [W, B, levels]."""
     last = write.integers(-1)
     coldest = write.weight("coldest", np.array(COLDEST, np.float32))
     temperature = write("Unsqueeze", write("Max", "temperature", coldest), last)  # [B, 1]
@@ -187,9 +197,9 @@ def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[s
     columns = [*coming, write("Unsqueeze", "uniform", last), "forced", free]
     pixels = _zeros(write, step.reach * step.level_features)
     states = [pixels, *[_zeros(write, step.channels)] * (len(step.layers) - 1)]
-    body = _column(write, step, temperature, _filter_limits(write, step))
+    body = _column(step, temperature, _filter_limits(write, step))
     results = write.several(
-        len(states) + 3, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
+        len(states) + 2, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
     )
     return results[len(states) :]
 
@@ -200,11 +210,9 @@ def _zeros(write: _Nodes, size: int) -> str:
     return write("ConstantOfShape", write("Concat", batch, write.integers(size), axis=0))
 
 
-def _column(
-    write: _Nodes, step: RowStep, temperature: str, limits: Sequence[str]
-) -> onnx.GraphProto:
+def _column(step: RowStep, temperature: str, limits: Sequence[str]) -> onnx.GraphProto:
     """Return the body of the Scan: one pixel of every image."""
-    inner = _Nodes("pixel_", write.weights)
+    inner = _Nodes("pixel_")
     before = "pixels_before"
     left = [f"left_{index}" for index in range(1, len(step.layers))]
     coming = [f"coming_{index}" for index in range(2 * len(step.layers))]
@@ -213,14 +221,12 @@ def _column(
     if limits:
         probability = _keep_likely(inner, probability, *limits)
     level = inner("Where", "free", _draw(inner, step, probability), "forced_level")
-    features = inner("Gather", inner.weight("features", step.features.weight), level)
-    next_before = _move_on(inner, step, before, features, axis=1)
+    next_before = _push(inner, step, before, level)
     inputs = [before, *left, *coming, "uniform_draw", "forced_level", "free"]
     kinds = [TensorProto.FLOAT] * (len(inputs) - 2) + [TensorProto.INT64, TensorProto.BOOL]
-    outputs = [next_before, *seen, level, logits, features]
-    out_kinds = (
-        [TensorProto.FLOAT] * (1 + len(seen)) + [TensorProto.INT64] + [TensorProto.FLOAT] * 2
-    )
+    states = [next_before, *seen]
+    outputs = [*states, level, logits]
+    out_kinds = [TensorProto.FLOAT] * len(states) + [TensorProto.INT64, TensorProto.FLOAT]
     return helper.make_graph(
         inner.nodes,
         "column",
@@ -229,7 +235,21 @@ def _column(
             helper.make_tensor_value_info(n, k, None)
             for n, k in zip(outputs, out_kinds, strict=True)
         ],
+        inner.initializers(),
     )
+
+
+def _push(inner: _Nodes, step: RowStep, before: str, level: str) -> str:
+    """Forget the first of the `reach` pixels that are known, and append that of a level, [B].
+
+    A product with ones below the diagonal moves the others on, each times one and so exactly.
+    """
+    size = step.level_features
+    moves = np.eye(step.reach * size, k=-size, dtype=np.float32)
+    newest = np.zeros((step.levels, step.reach * size), np.float32)
+    newest[:, -size:] = step.features.weight.detach()
+    pixel = inner("Gather", inner.weight("newest", newest), level)
+    return inner("Gemm", before, inner.weight("moves", moves), pixel)
 
 
 def _look_left(
@@ -277,7 +297,7 @@ def _head(inner: _Nodes, step: RowStep, h: str) -> str:
 def _draw(inner: _Nodes, step: RowStep, probability: str) -> str:
     """Return the level that the uniform number falls on, [B]; see `draw` of the model."""
     cumulative = inner("CumSum", probability, inner.weight("one", np.array(1, np.int64)))
-    total = inner.slice(cumulative, step.levels - 1, step.levels, axis=1)
+    total = inner("Gather", cumulative, inner.integers(step.levels - 1), axis=1)
     passed = inner("LessOrEqual", cumulative, inner("Mul", total, "uniform_draw"))
     ones = inner("Cast", passed, to=TensorProto.FLOAT)
     return inner(

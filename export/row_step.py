@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -68,10 +69,6 @@ class _Nodes:
         """Return a constant int64 vector."""
         return self.weight("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
 
-    def reshape(self, value: str, *sizes: int) -> str:
-        """Reshape; one of the sizes may be -1."""
-        return self("Reshape", value, self.integers(*sizes))
-
     def slice(self, value: str, start: int, end: int, axis: int) -> str:
         """Cut from `start` to `end`."""
         limits = (self.integers(number) for number in (start, end, axis))
@@ -112,13 +109,12 @@ def _describe(port: Port) -> onnx.ValueInfoProto:
 
 def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
     """Return what both halves of every horizontal gate get from above, and the next cache."""
-    shifts_up, shifts_left = _class_shifts(write, step)
+    shifts_up, shifts_left = _shifts(write, step)
     last = len(step.layers) - 1
     cached = write.several(last, "Split", "activations", axis=0, num_outputs=last)
     rows, coming, kept = "rows_above", [], []
     for index in range(len(step.layers)):
-        above = _convolve(write, step, index, rows)  # [W, B, 2C]
-        above = write("Add", above, shifts_up[index])
+        above = write("Add", _convolve(write, step, index, rows), shifts_up[index])  # [W, B, 2C]
         coming += _across(write, step, index, above, shifts_left[index])
         if index < last:
             activation = _gate_row(write, above)
@@ -128,47 +124,41 @@ def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
     return coming, write("Concat", *kept, axis=0)
 
 
-def _class_shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
-    """Return the shifts by the class of every vertical and every horizontal gate, [B, 2C] each."""
+def _shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
+    """Return bias and shift by the class of every vertical and horizontal gate, [B, 2C] each."""
     halves = [layer.condition.weight.T.chunk(2, dim=1) for layer in step.layers]  # [classes, 2C]
     ups, lefts = zip(*halves, strict=True)
-    packed = np.concatenate([half.detach().numpy() for half in (*ups, *lefts)], axis=1)
-    shifts = write("MatMul", "class_weights", write.weight("condition", packed))
+    biases = [layer.vertical.bias for layer in step.layers]
+    biases += [layer.across.bias for layer in step.layers]
+    condition = write.weight("condition", torch.cat([*ups, *lefts], dim=1))
+    bias = write.weight("bias", torch.cat([bias for bias in biases if bias is not None]))
+    shifts = write("Gemm", "class_weights", condition, bias)
     count = len(step.layers)
     pieces = write.several(2 * count, "Split", shifts, axis=1, num_outputs=2 * count)
     return pieces[:count], pieces[count:]
 
 
 def _window(write: _Nodes, step: RowStep, rows: str, index: int) -> str:
-    """Return what a vertical kernel sees of `rows`, [W, B, *], as [W * B, columns * rows]."""
+    """Return what a vertical kernel sees of `rows`, [W, B, *], as [W, B, columns * rows]."""
     columns = step.layers[index].vertical.kernel_size[1]
     side = columns // 2
     padded = write("Pad", rows, write.integers(side, 0, 0, side, 0, 0))
     views = [write.slice(padded, at, at + step.width, axis=0) for at in range(columns)]
-    taps = step.layers[index].vertical.weight[0].numel()
-    return write.reshape(write("Concat", *views, axis=2), -1, taps)
+    return write("Concat", *views, axis=2)
 
 
 def _convolve(write: _Nodes, step: RowStep, index: int, rows: str) -> str:
     """Apply a vertical kernel to `rows`, [W, B, rows * inputs]; the result is [W, B, 2C]."""
-    vertical = step.layers[index].vertical
     # [2C, inputs, rows, columns] -> [columns * rows * inputs, 2C], the order of the windows
-    taps = vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
+    taps = step.layers[index].vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
     weight = write.weight(f"vertical_{index}", taps)
-    assert vertical.bias is not None
-    bias = write.weight(f"vertical_bias_{index}", vertical.bias)
-    product = write("Gemm", _window(write, step, rows, index), weight, bias)
-    return write.reshape(product, step.width, -1, 2 * step.channels)
+    return write("MatMul", _window(write, step, rows, index), weight)
 
 
 def _across(write: _Nodes, step: RowStep, index: int, above: str, shift: str) -> list[str]:
     """Apply the 1x1 convolution from stack to stack: both halves of a gate, [W, B, C]."""
-    size, across = 2 * step.channels, step.layers[index].across
-    weight = write.weight(f"across_{index}", across.weight.flatten(1).T)
-    assert across.bias is not None
-    bias = write.weight(f"across_bias_{index}", across.bias)
-    product = write("Gemm", write.reshape(above, -1, size), weight, bias)
-    shifted = write("Add", write.reshape(product, step.width, -1, size), shift)
+    weight = write.weight(f"across_{index}", step.layers[index].across.weight.flatten(1).T)
+    shifted = write("Add", write("MatMul", above, weight), shift)
     return write.several(2, "Split", shifted, axis=2, num_outputs=2)
 
 

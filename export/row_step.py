@@ -7,7 +7,11 @@ What makes it fast, for the recurrence that `model_zoo/autoregressive/row_step.p
 - a Scan over the columns runs the horizontal stack; what comes from above enters its products as
   Gemm's C operand, and each half of a gate is a Gemm of its own, which ONNX Runtime fuses with the
   Tanh or Sigmoid that follows;
-- log-probabilities of the row are taken at once, behind the Scan.
+- the body of the Scan owns its weights: ONNX Runtime keeps a packed copy of them alone, and a body
+  that had captured the originals from outside would be left with inputs that are gone, for which
+  it plans no memory; it would then allocate every result of every pixel, a sixth of all time;
+- what the pixels don't need of each other, as log-probabilities, is computed behind the Scan for
+  the whole row.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -29,10 +34,11 @@ from model_zoo.family import Port
 class _Nodes:
     """Nodes in the making: a call adds one and returns the name of its result."""
 
-    def __init__(self, prefix: str, weights: dict[str, Array]):
+    def __init__(self, prefix: str):
         """Names start with `prefix`, so that a Scan's body never hides what is outside of it."""
-        self.prefix, self.weights = prefix, weights
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, Array] = {}
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
         return self.several(1, operator, *inputs, **attributes)[0]
@@ -51,16 +57,17 @@ class _Nodes:
     def weight(self, name: str, values: Array | Tensor) -> str:
         """Keep an array with the graph."""
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+        name = self.prefix + name
         self.weights[name] = np.ascontiguousarray(array)
         return name
+
+    def initializers(self) -> list[TensorProto]:
+        """Return the arrays that were kept."""
+        return [numpy_helper.from_array(array, name) for name, array in self.weights.items()]
 
     def integers(self, *values: int) -> str:
         """Return a constant int64 vector."""
         return self.weight("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def reshape(self, value: str, *sizes: int) -> str:
-        """Reshape; one of the sizes may be -1."""
-        return self("Reshape", value, self.integers(*sizes))
 
     def slice(self, value: str, start: int, end: int, axis: int) -> str:
         """Cut from `start` to `end`."""
@@ -70,23 +77,23 @@ class _Nodes:
 
 def build_row_step(step: RowStep, opset: int, ir_version: int) -> onnx.ModelProto:
     """Return the graph of a row step, with the ports that it describes."""
-    weights: dict[str, Array] = {}
-    write = _Nodes("row_", weights)
+    write = _Nodes("row_")
     coming, next_activations = _look_up(write, step)
-    levels, logits, features = _scan_columns(write, step, coming)
+    levels, logits = _scan_columns(write, step, coming)
+    features = write("Gather", write.weight("features", step.features.weight), levels)
     last = write.integers(-1)
     every = write("LogSoftmax", logits, axis=2)
     chosen = write("GatherElements", every, write("Unsqueeze", levels, last), axis=2)
     write.name(levels, "levels")
     write.name(write("Squeeze", chosen, last), "log_probability")
-    write.name(_move_on(write, step, "rows_above", features, axis=2), "next_rows_above")
+    write.name(_append(write, step, "rows_above", features), "next_rows_above")
     write.name(next_activations, "next_activations")
     graph = helper.make_graph(
         write.nodes,
         "row_step",
         [_describe(port) for port in step.input_ports()],
         [_describe(port) for port in step.output_ports()],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+        write.initializers(),
     )
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
@@ -102,13 +109,12 @@ def _describe(port: Port) -> onnx.ValueInfoProto:
 
 def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
     """Return what both halves of every horizontal gate get from above, and the next cache."""
-    shifts_up, shifts_left = _class_shifts(write, step)
+    shifts_up, shifts_left = _shifts(write, step)
     last = len(step.layers) - 1
     cached = write.several(last, "Split", "activations", axis=0, num_outputs=last)
     rows, coming, kept = "rows_above", [], []
     for index in range(len(step.layers)):
-        above = _convolve(write, step, index, rows)  # [W, B, 2C]
-        above = write("Add", above, shifts_up[index])
+        above = write("Add", _convolve(write, step, index, rows), shifts_up[index])  # [W, B, 2C]
         coming += _across(write, step, index, above, shifts_left[index])
         if index < last:
             activation = _gate_row(write, above)
@@ -118,47 +124,41 @@ def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
     return coming, write("Concat", *kept, axis=0)
 
 
-def _class_shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
-    """Return the shifts by the class of every vertical and every horizontal gate, [B, 2C] each."""
+def _shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
+    """Return bias and shift by the class of every vertical and horizontal gate, [B, 2C] each."""
     halves = [layer.condition.weight.T.chunk(2, dim=1) for layer in step.layers]  # [classes, 2C]
     ups, lefts = zip(*halves, strict=True)
-    packed = np.concatenate([half.detach().numpy() for half in (*ups, *lefts)], axis=1)
-    shifts = write("MatMul", "class_weights", write.weight("condition", packed))
+    biases = [layer.vertical.bias for layer in step.layers]
+    biases += [layer.across.bias for layer in step.layers]
+    condition = write.weight("condition", torch.cat([*ups, *lefts], dim=1))
+    bias = write.weight("bias", torch.cat([bias for bias in biases if bias is not None]))
+    shifts = write("Gemm", "class_weights", condition, bias)
     count = len(step.layers)
     pieces = write.several(2 * count, "Split", shifts, axis=1, num_outputs=2 * count)
     return pieces[:count], pieces[count:]
 
 
 def _window(write: _Nodes, step: RowStep, rows: str, index: int) -> str:
-    """Return what a vertical kernel sees of `rows`, [W, B, *], as [W * B, columns * rows]."""
+    """Return what a vertical kernel sees of `rows`, [W, B, *], as [W, B, columns * rows]."""
     columns = step.layers[index].vertical.kernel_size[1]
     side = columns // 2
     padded = write("Pad", rows, write.integers(side, 0, 0, side, 0, 0))
     views = [write.slice(padded, at, at + step.width, axis=0) for at in range(columns)]
-    taps = step.layers[index].vertical.weight[0].numel()
-    return write.reshape(write("Concat", *views, axis=2), -1, taps)
+    return write("Concat", *views, axis=2)
 
 
 def _convolve(write: _Nodes, step: RowStep, index: int, rows: str) -> str:
     """Apply a vertical kernel to `rows`, [W, B, rows * inputs]; the result is [W, B, 2C]."""
-    vertical = step.layers[index].vertical
     # [2C, inputs, rows, columns] -> [columns * rows * inputs, 2C], the order of the windows
-    taps = vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
+    taps = step.layers[index].vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
     weight = write.weight(f"vertical_{index}", taps)
-    assert vertical.bias is not None
-    bias = write.weight(f"vertical_bias_{index}", vertical.bias)
-    product = write("Gemm", _window(write, step, rows, index), weight, bias)
-    return write.reshape(product, step.width, -1, 2 * step.channels)
+    return write("MatMul", _window(write, step, rows, index), weight)
 
 
 def _across(write: _Nodes, step: RowStep, index: int, above: str, shift: str) -> list[str]:
     """Apply the 1x1 convolution from stack to stack: both halves of a gate, [W, B, C]."""
-    size, across = 2 * step.channels, step.layers[index].across
-    weight = write.weight(f"across_{index}", across.weight.flatten(1).T)
-    assert across.bias is not None
-    bias = write.weight(f"across_bias_{index}", across.bias)
-    product = write("Gemm", write.reshape(above, -1, size), weight, bias)
-    shifted = write("Add", write.reshape(product, step.width, -1, size), shift)
+    weight = write.weight(f"across_{index}", step.layers[index].across.weight.flatten(1).T)
+    shifted = write("Add", write("MatMul", above, weight), shift)
     return write.several(2, "Split", shifted, axis=2, num_outputs=2)
 
 
@@ -168,18 +168,18 @@ def _gate_row(write: _Nodes, above: str) -> str:
     return write("Mul", write("Tanh", content), write("Sigmoid", openness))
 
 
-def _move_on(write: _Nodes, step: RowStep, known: str, features: str, axis: int) -> str:
-    """Forget the first of the `reach` pixels that are known on an axis, and append another."""
+def _append(write: _Nodes, step: RowStep, rows: str, features: str) -> str:
+    """Forget the first of the `reach` rows that are known, and append another, [W, B, features]."""
     size = step.level_features
-    kept = write.slice(known, size, step.reach * size, axis)
-    return write("Concat", kept, features, axis=axis)
+    kept = write.slice(rows, size, step.reach * size, axis=2)
+    return write("Concat", kept, features, axis=2)
 
 
 # To the left: the horizontal stack, pixel by pixel
 
 
 def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[str]:
-    """Return levels [W, B], logits [W, B, levels] and the features of the levels."""
+    """Return levels [W, B] and logits [W, B, levels]."""
     last = write.integers(-1)
     coldest = write.weight("coldest", np.array(COLDEST, np.float32))
     temperature = write("Unsqueeze", write("Max", "temperature", coldest), last)  # [B, 1]
@@ -187,9 +187,9 @@ def _scan_columns(write: _Nodes, step: RowStep, coming: Sequence[str]) -> list[s
     columns = [*coming, write("Unsqueeze", "uniform", last), "forced", free]
     pixels = _zeros(write, step.reach * step.level_features)
     states = [pixels, *[_zeros(write, step.channels)] * (len(step.layers) - 1)]
-    body = _column(write, step, temperature, _filter_limits(write, step))
+    body = _column(step, temperature, _filter_limits(write, step))
     results = write.several(
-        len(states) + 3, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
+        len(states) + 2, "Scan", *states, *columns, body=body, num_scan_inputs=len(columns)
     )
     return results[len(states) :]
 
@@ -200,11 +200,9 @@ def _zeros(write: _Nodes, size: int) -> str:
     return write("ConstantOfShape", write("Concat", batch, write.integers(size), axis=0))
 
 
-def _column(
-    write: _Nodes, step: RowStep, temperature: str, limits: Sequence[str]
-) -> onnx.GraphProto:
+def _column(step: RowStep, temperature: str, limits: Sequence[str]) -> onnx.GraphProto:
     """Return the body of the Scan: one pixel of every image."""
-    inner = _Nodes("pixel_", write.weights)
+    inner = _Nodes("pixel_")
     before = "pixels_before"
     left = [f"left_{index}" for index in range(1, len(step.layers))]
     coming = [f"coming_{index}" for index in range(2 * len(step.layers))]
@@ -213,14 +211,12 @@ def _column(
     if limits:
         probability = _keep_likely(inner, probability, *limits)
     level = inner("Where", "free", _draw(inner, step, probability), "forced_level")
-    features = inner("Gather", inner.weight("features", step.features.weight), level)
-    next_before = _move_on(inner, step, before, features, axis=1)
+    next_before = _push(inner, step, before, level)
     inputs = [before, *left, *coming, "uniform_draw", "forced_level", "free"]
     kinds = [TensorProto.FLOAT] * (len(inputs) - 2) + [TensorProto.INT64, TensorProto.BOOL]
-    outputs = [next_before, *seen, level, logits, features]
-    out_kinds = (
-        [TensorProto.FLOAT] * (1 + len(seen)) + [TensorProto.INT64] + [TensorProto.FLOAT] * 2
-    )
+    states = [next_before, *seen]
+    outputs = [*states, level, logits]
+    out_kinds = [TensorProto.FLOAT] * len(states) + [TensorProto.INT64, TensorProto.FLOAT]
     return helper.make_graph(
         inner.nodes,
         "column",
@@ -229,7 +225,21 @@ def _column(
             helper.make_tensor_value_info(n, k, None)
             for n, k in zip(outputs, out_kinds, strict=True)
         ],
+        inner.initializers(),
     )
+
+
+def _push(inner: _Nodes, step: RowStep, before: str, level: str) -> str:
+    """Forget the first of the `reach` pixels that are known, and append that of a level, [B].
+
+    A product with ones below the diagonal moves the others on, each times one and so exactly.
+    """
+    size = step.level_features
+    moves = np.eye(step.reach * size, k=-size, dtype=np.float32)
+    newest = np.zeros((step.levels, step.reach * size), np.float32)
+    newest[:, -size:] = step.features.weight.detach()
+    pixel = inner("Gather", inner.weight("newest", newest), level)
+    return inner("Gemm", before, inner.weight("moves", moves), pixel)
 
 
 def _look_left(
@@ -277,7 +287,7 @@ def _head(inner: _Nodes, step: RowStep, h: str) -> str:
 def _draw(inner: _Nodes, step: RowStep, probability: str) -> str:
     """Return the level that the uniform number falls on, [B]; see `draw` of the model."""
     cumulative = inner("CumSum", probability, inner.weight("one", np.array(1, np.int64)))
-    total = inner.slice(cumulative, step.levels - 1, step.levels, axis=1)
+    total = inner("Gather", cumulative, inner.integers(step.levels - 1), axis=1)
     passed = inner("LessOrEqual", cumulative, inner("Mul", total, "uniform_draw"))
     ones = inner("Cast", passed, to=TensorProto.FLOAT)
     return inner(

@@ -330,6 +330,17 @@ def test_filters_that_keep_everything_change_nothing() -> None:
     assert np.array_equal(plain[0], filtered[0]) and np.array_equal(plain[1], filtered[1])
 
 
+def test_a_pixel_reads_no_weights_from_outside_of_the_scan() -> None:
+    """They would be packed away, and with them ONNX Runtime's plan of memory for every pixel."""
+    model = build(**CONFIGURATIONS["8-bit"])
+    for step in (graph.module for graph in model.graphs()[1:]):
+        graph = build_row_step(step, OPSET, IR_VERSION).graph
+        (scan,) = [node for node in graph.node if node.op_type == "Scan"]
+        (body,) = [attribute.g for attribute in scan.attribute if attribute.name == "body"]
+        read = {name for node in body.node for name in node.input}
+        assert read.isdisjoint(array.name for array in graph.initializer)
+
+
 def test_samples_follow_the_distribution() -> None:
     """Chi-square over all 81 images of the tiny model; 0.1 % of fair samplers would fail it."""
     model, count = build(sharpness=1.5, **TINY), 40_000

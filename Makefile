@@ -30,6 +30,7 @@ check: .venv/developing .venv-proto/ready
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTO)
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/proto/service/rpc/pb service/rpc/pb
 	$(BIN)/python -m service.core.manifest | diff - docs/manifest.schema.json
+	$(BIN)/python -m service.core.calibration | diff - docs/calibration.schema.json
 
 fix: .venv/developing
 	$(BIN)/ruff check --fix .
@@ -41,7 +42,7 @@ train: .venv/developing
 
 export: .venv/developing
 	$(BIN)/python -m export $(MODEL)
-	$(BIN)/genserve verify artifacts/*/*
+	$(BIN)/genserve verify artifacts/*/[0-9]*
 
 bench: .venv/developing
 	$(BIN)/python -m benchmarks
@@ -51,6 +52,7 @@ proto: .venv-proto/ready
 
 schema: .venv/developing
 	$(BIN)/python -m service.core.manifest > docs/manifest.schema.json
+	$(BIN)/python -m service.core.calibration > docs/calibration.schema.json
 
 # The pictures and figures in docs/, made by the service itself: start it first.
 pictures: .venv/developing

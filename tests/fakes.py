@@ -122,12 +122,12 @@ class InverseAffine(nn.Module):
 
 
 class AffineDensity(nn.Module):
-    """log N(z; 0, 1) + log |dz/dx|, in nats."""
+    """log N(z; 0, 1) + log |dz/dx|, in nats, and the length of z."""
 
-    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         latent = ((data + noise - 128.0) / 64.0).flatten(1)
         constant = 0.5 * np.log(2.0 * np.pi) + np.log(64.0)
-        return (-0.5 * latent.square() - constant).sum(1)
+        return (-0.5 * latent.square() - constant).sum(1), latent.square().sum(1).sqrt()
 
 
 def write_toys(repository: Path) -> None:
@@ -195,11 +195,12 @@ def _write_flow(repository: Path) -> None:
         card,
         Graph("encode", Affine(), (data,), (latent,)),
         Graph("decode", InverseAffine(), (latent,), (data,)),
-        Graph("log_likelihood", AffineDensity(), (data, uniform), (_SCORE,)),
+        Graph("log_likelihood", AffineDensity(), (data, uniform), (_SCORE, _NORM)),
     )
 
 
 _SCORE = Port("log_likelihood", "log_likelihood", ())
+_NORM = Port("latent_norm", "statistic", ())
 
 
 def _density_card(family: str, preprocess: dict[str, object], latent: int) -> Card:
@@ -283,24 +284,32 @@ def _keep_likely(probability: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 class RasterDensity(nn.Module):
-    """The log-probability of levels, row by row with every pixel forced, in nats."""
+    """The log-probability of levels, row by row with every pixel forced, in nats, and its map."""
 
     def __init__(self, step: RowStep) -> None:
         super().__init__()
         self.step = step
 
-    def forward(self, data: Tensor, class_weights: Tensor) -> Tensor:
+    def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
         levels = data[:, 0].permute(1, 2, 0)  # [N, 1, H, W] -> [H, W, N]
         temperature = torch.ones_like(levels[0, 0])
-        rows_above, total = torch.zeros_like(levels[:1]), torch.zeros_like(temperature)
+        rows_above, rows = torch.zeros_like(levels[:1]), []
         activations = torch.zeros_like(rows_above)[:, :, :, None]
         for row in range(SIDE):
             forced = levels[row].round().to(torch.int64)
             _, log_probability, rows_above, activations = self.step(
                 rows_above, activations, class_weights, temperature, forced, forced * 0.5
             )
-            total = total + log_probability.sum(0)
-        return total
+            rows.append(log_probability)
+        pixels = torch.stack(rows).permute(2, 0, 1)  # [H, W, N] -> [N, H, W]
+        return pixels.flatten(1).sum(1), pixels
+
+
+class Background(nn.Module):
+    """The log-probability of pixels that know nothing of each other, in nats."""
+
+    def forward(self, data: Tensor, class_weights: Tensor) -> Tensor:
+        return -(1.0 + 0.1 * data).flatten(1).sum(1) + 0.0 * class_weights.sum(1)
 
 
 _ROW, _CACHE = [SIDE, "batch"], [1, SIDE, "batch"]
@@ -327,8 +336,11 @@ _DENSITY_INPUTS: dict[str, dict[str, Any]] = {
     "data": {"role": "data", "dtype": "float32", "shape": ["batch", *_DATA]},
     "class_weights": _STEP_INPUTS["class_weights"],
 }
-_DENSITY_OUTPUTS = {
+_BACKGROUND_OUTPUTS = {
     "log_likelihood": {"role": "log_likelihood", "dtype": "float32", "shape": ["batch"]}
+}
+_DENSITY_OUTPUTS = _BACKGROUND_OUTPUTS | {
+    "pixels": {"role": "log_likelihood_map", "dtype": "float32", "shape": ["batch", SIDE, SIDE]}
 }
 
 
@@ -348,6 +360,9 @@ def write_toy_raster(repository: Path) -> None:
         "row_step_filtered": _trace(folder, "row_step_filtered", step, _STEP_INPUTS, _STEP_OUTPUTS),
         "log_likelihood": _trace(
             folder, "log_likelihood", RasterDensity(step).eval(), _DENSITY_INPUTS, _DENSITY_OUTPUTS
+        ),
+        "background_log_likelihood": _trace(
+            folder, "background_log_likelihood", Background(), _DENSITY_INPUTS, _BACKGROUND_OUTPUTS
         ),
     }
     vectors = {name: array for _, arrays in traced.values() for name, array in arrays.items()}

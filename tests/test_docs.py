@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from PIL import Image
 
-from service.core.manifest import json_schema
+from service.core import calibration, manifest
 
 ROOT = Path(__file__).parent.parent
 GALLERY = (ROOT / "docs" / "gallery.md").read_text()
@@ -45,6 +47,8 @@ def test_every_file_that_contributing_names_is_there() -> None:
         assert (ROOT / name).exists() or (ROOT / "service" / name).exists(), name
 
 
-def test_the_published_schema_of_a_manifest_is_the_one_that_is_checked() -> None:
-    published = (ROOT / "docs" / "manifest.schema.json").read_text()
-    assert published == json_schema(), "run make schema"
+@pytest.mark.parametrize("contract", [manifest, calibration], ids=["manifest", "calibration"])
+def test_the_published_schema_is_the_one_that_is_checked(contract: ModuleType) -> None:
+    name = contract.__name__.rpartition(".")[2]
+    published = (ROOT / "docs" / f"{name}.schema.json").read_text()
+    assert published == contract.json_schema(), "run make schema"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.core.batcher import Batcher
+from service.core.calls import Call, Outputs
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
-from service.core.operations import OPERATIONS, Call, Outputs, work
+from service.core.operations import begin, work
 from service.core.painting import Paint
 from service.core.requests import Limits, Request, Result, SampleRequest, StreamRequest
 from service.core.rows import PaintJob, RowScheduler
@@ -222,7 +223,8 @@ class Engine:
         meanwhile.
         """
         manifest = await self._load(model, deadline)
-        steps: Steps = OPERATIONS[operation](manifest, request, self.limits)
+        calibrations = list(model.calibrations.values())
+        steps: Steps = begin(operation, manifest, calibrations, request, self.limits)
         large = work(manifest, request) * manifest.event.dimensions > _LARGE_VALUES
         outputs: Outputs | None = None
         while True:

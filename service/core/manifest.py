@@ -78,13 +78,13 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """Strict and immutable: an unknown or mistyped field is a refusal, never a guess."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Event(_Part):
+class Event(Part):
     """What the model generates. `shape` is [height, width, channels]."""
 
     kind: Literal["image"]
@@ -98,7 +98,7 @@ class Event(_Part):
         return math.prod(self.shape)
 
 
-class Binarisation(_Part):
+class Binarisation(Part):
     """How grey levels become the two that the model is a distribution over."""
 
     levels: Literal[2] = 2
@@ -106,7 +106,7 @@ class Binarisation(_Part):
     required_by: tuple[str, ...] = Field(description="operations that refuse grey levels")
 
 
-class Preprocess(_Part):
+class Preprocess(Part):
     """Levels to graph values: (low + (high - low) * level / (levels - 1) - mean) / deviation."""
 
     range: tuple[float, float]
@@ -138,7 +138,7 @@ class Preprocess(_Part):
         return (channels, height, width) if chw else (height, width, channels)
 
 
-class Latent(_Part):
+class Latent(Part):
     """One flat vector. Latents of different `space`s are never mixed."""
 
     space: str
@@ -146,7 +146,7 @@ class Latent(_Part):
     prior: Literal["standard_normal"]
 
 
-class Condition(_Part):
+class Condition(Part):
     """What a sample may be conditioned on, and the prior from which it is drawn when not given."""
 
     kinds: tuple[Literal["class", "class_weights"], ...]
@@ -163,7 +163,7 @@ class Condition(_Part):
         return self
 
 
-class Control(_Part):
+class Control(Part):
     """A number that a client may set; what it means differs from model to model."""
 
     meaning: str
@@ -179,7 +179,7 @@ class Control(_Part):
         return self
 
 
-class Port(_Part):
+class Port(Part):
     """An input or output of a graph; one entry of `shape` is the free batch axis, `batch`."""
 
     name: str
@@ -216,7 +216,7 @@ class Port(_Part):
         return tuple(size for size in self.shape if size != "batch")
 
 
-class Graph(_Part):
+class Graph(Part):
     """One ONNX graph; it draws no randomness, and row i out depends on row i in alone."""
 
     file: FileName
@@ -232,7 +232,7 @@ class Graph(_Part):
         return next((port for port in self.outputs if port.role == role), None)
 
 
-class Operation(_Part):
+class Operation(Part):
     """An operation offered; the fields say what a likelihood means."""
 
     quantity: Literal["probability", "density"] | None = None
@@ -244,7 +244,7 @@ class Operation(_Part):
     conditioning: Literal["given", "none", "marginal"] | None = None
 
 
-class Figure(_Part):
+class Figure(Part):
     """One measured number, with how it was measured and the published one beside it."""
 
     name: str
@@ -255,14 +255,14 @@ class Figure(_Part):
     published: dict[str, Any] | None = None
 
 
-class Split(_Part):
+class Split(Part):
     """A set of training examples, identified by the hash of its indices."""
 
     count: Size
     sha256: Digest
 
 
-class TestVectors(_Part):
+class TestVectors(Part):
     """Inputs and outputs of every graph, as `<graph>/inputs/<name>` and `<graph>/outputs/<name>`.
 
     A run agrees when |actual - expected| <= absolute + relative * |expected|, everywhere.
@@ -275,7 +275,7 @@ class TestVectors(_Part):
     relative: Annotated[float, Field(ge=0)]
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """Everything that serving needs to know of a model."""
 
     schema_version: Literal[1]

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from service.core.batcher import LoadedGraph
+from service.core.calibration import Calibration, read_calibration
 from service.core.manifest import (
     MANIFEST_FILE,
     VERSION,
@@ -24,6 +25,9 @@ from service.errors import ArtifactError, ModelNotFound, ModelUnavailable
 from service.metrics import Metrics
 from service.runtime.session import OpenSession
 
+CALIBRATIONS = "calibrations"
+"""The folder of a model's calibrations, beside those of its versions."""
+
 State = Literal["available", "loading", "ready", "refused"]
 
 log = logging.getLogger(__name__)
@@ -31,13 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Model:
-    """One artifact and where it stands; `graphs` are there once it is ready."""
+    """One artifact and where it stands; graphs and calibrations are there once it is ready."""
 
     folder: Path
     name: str
     version: str
     manifest: Manifest | None = None
     graphs: dict[str, LoadedGraph] = field(default_factory=dict)
+    calibrations: dict[str, Calibration] = field(default_factory=dict)  # by id
+    refused_calibrations: dict[str, str] = field(default_factory=dict)  # why, by file name
     state: State = "available"
     reason: str | None = None  # why it is refused
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -104,11 +110,24 @@ class Models:
             log.exception("loading failed", extra={"model": model.name})
             model.refuse("loading it failed; the server's log says why")
             return
+        _load_calibrations(model, model.manifest.artifact_digest)
         seconds = time.monotonic() - started
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
         self._metrics.model_ready.labels(model.name, model.version).set(1)
         model.state = "ready"
         log.info("model ready", extra={"model": model.name, "seconds": round(seconds, 3)})
+
+
+def _load_calibrations(model: Model, artifact_digest: str) -> None:
+    """Load the calibrations beside the artifact; one that is refused keeps nothing from serving."""
+    for path in sorted(model.folder.parent.glob(f"{CALIBRATIONS}/*.json")):
+        try:
+            calibration = read_calibration(path, artifact_digest)
+        except ArtifactError as error:
+            model.refused_calibrations[path.name] = str(error)
+            log.warning("calibration refused", extra={"model": model.name, "reason": str(error)})
+        else:
+            model.calibrations[calibration.id] = calibration
 
 
 def load_artifact(

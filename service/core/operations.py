@@ -7,16 +7,18 @@ plain test.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.core import latents as space
 from service.core import noise
-from service.core.conditions import class_weights, is_given
+from service.core.calibration import Calibration
+from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
-from service.core.manifest import Graph, Manifest, Port
+from service.core.likelihood import likelihood
+from service.core.manifest import Manifest, Port
 from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
@@ -29,7 +31,6 @@ from service.core.requests import (
     GenerationResult,
     InterpolateRequest,
     LikelihoodRequest,
-    LikelihoodResult,
     Limits,
     ReconstructRequest,
     Request,
@@ -45,20 +46,8 @@ from service.errors import (
     OperationNotOffered,
 )
 
-Outputs = Mapping[str, Array]
-Floats = NDArray[np.float64]
-
-
-class Call(NamedTuple):
-    """A graph to run on rows of inputs, by the names of its ports."""
-
-    graph: str
-    inputs: dict[str, Array]
-
-
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
-Scoring = Generator[Call, Outputs, LikelihoodResult]
 
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
@@ -184,61 +173,6 @@ def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits)
     )
 
 
-def likelihood(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Scoring:
-    """Score images by the mean of log weights, or by the log of their mean (importance weighted).
-
-    The mean of k log weights is the ELBO (Kingma & Welling 2013, eq. 2) or the dequantisation
-    bound (Theis et al. 2015, section 3.1); the log of the mean weight is IWAE-k (Burda et al.
-    2015, eq. 8). In expectation both bound log p from below. So does plain Monte Carlo, the log of
-    the mean of p(x|z) over z of the prior: the mean is right, and a log is concave (Jensen).
-    """
-    name = _scoring_graph(manifest, request)
-    graph, meaning = manifest.graphs[name], manifest.operations["likelihood"]
-    check_range("seed", request.seed, 0, noise.MAXIMUM_SEED)
-    plain = request.estimator == "monte_carlo"
-    noisy = plain or graph.input("noise") is not None
-    draws = (meaning.draws or 1) if request.samples is None else request.samples
-    if request.samples is not None:
-        check_range("samples", draws, 1, limits.draws if noisy else 1)
-    levels = read_images(manifest, request.images, request.scale, limits)
-    levels = binarise(manifest, "likelihood", levels, request.binarisation, request.seed)
-    check_range("the number of images times samples", len(levels) * draws, 1, limits.rows)
-    seeds, keys = np.full(len(levels), request.seed, np.uint64), image_keys(levels)
-
-    def rows_of_noise(port: Port) -> Array:
-        # An image's draws are consecutive positions of its stream: [N, draws * size].
-        stream = _noise(port, seeds, keys, draws)
-        return stream.reshape(len(levels) * draws, *port.row_shape)
-
-    given = is_given(request.condition)
-    weights = class_weights(manifest, request.condition, len(levels), request.seed)
-    roles = {"data": to_values(manifest, levels), "condition": weights}
-    repeated = {
-        role: None if array is None else np.repeat(array, draws, axis=0)
-        for role, array in roles.items()
-    }
-    if plain:
-        repeated["latent"] = _prior_draws(manifest, seeds, keys, draws)
-    outputs = yield Call(name, _feed(graph, rows_of_noise, **repeated))
-    scores = _output(graph, outputs, "log_likelihood").astype(np.float64).reshape(-1, draws)
-    importance = request.samples is not None and noisy
-    score, error = log_mean_weight(scores) if importance else mean_log_weight(scores)
-    return LikelihoodResult(
-        log_likelihood=score,
-        standard_error=error,
-        bits_per_dim=_bits_per_dim(manifest, score),
-        quantity=str(meaning.quantity),
-        kind="lower_bound" if plain else str(meaning.kind),
-        base_measure=str(meaning.base_measure),
-        estimator=request.estimator
-        or str(meaning.importance_estimator if importance else meaning.estimator),
-        conditioning="given" if given else str(meaning.conditioning),
-        draws=draws,
-        binarisation=request.binarisation,
-        seed=request.seed,
-    )
-
-
 OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]] = {
     "sample": sample,
     "encode": encode,
@@ -248,6 +182,19 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
     "interpolate": interpolate,
     "complete": complete,
 }
+
+
+def begin(
+    operation: str,
+    manifest: Manifest,
+    calibrations: Sequence[Calibration],
+    request: Request,
+    limits: Limits,
+) -> Generator[Call | Paint, Outputs, Result]:
+    """Begin an operation on a model: its manifest, and the calibrations that lie beside it."""
+    if isinstance(request, LikelihoodRequest):
+        return likelihood(manifest, request, limits, calibrations)
+    return OPERATIONS[operation](manifest, request, limits)
 
 
 def work(manifest: Manifest, request: Request) -> int:
@@ -268,56 +215,6 @@ def work(manifest: Manifest, request: Request) -> int:
             return len(request.images)
 
 
-def _scoring_graph(manifest: Manifest, request: LikelihoodRequest) -> str:
-    """Return the name of the graph that the estimator runs; raises InvalidRequest."""
-    if request.estimator is None:
-        return "log_likelihood"
-    if "log_mass_given_latent" not in manifest.graphs:
-        raise InvalidRequest(
-            f"{manifest.name} has no p(x|z) to average over the prior; leave out estimator"
-        )
-    if request.samples is None:
-        raise InvalidRequest(f"estimator {request.estimator} needs samples: how many draws")
-    return "log_mass_given_latent"
-
-
-def _prior_draws(
-    manifest: Manifest, seeds: NDArray[np.uint64], keys: NDArray[np.uint64], draws: int
-) -> Array:
-    """Return `draws` latents for each image, [N * draws, D], of the standard normal prior."""
-    size = _latent_size(manifest)
-    uniforms = noise.uniform(seeds, "prior", keys, draws * size)
-    # [N, draws * D] -> [N * draws, D]
-    return noise.normal(uniforms).astype(np.float32).reshape(-1, size)
-
-
-def mean_log_weight(weights: Floats) -> tuple[Floats, Floats | None]:
-    """Return the mean over draws of log weights [N, k], and its standard error for k > 1."""
-    draws = weights.shape[1]
-    if draws == 1:
-        return weights[:, 0], None
-    return weights.mean(axis=1), weights.std(axis=1, ddof=1) / np.sqrt(draws)
-
-
-def log_mean_weight(weights: Floats) -> tuple[Floats, Floats | None]:
-    """Return log(mean over draws of exp(log weights)) for [N, k], and its standard error.
-
-    The error is the delta method's: the standard error of the mean weight over the mean weight.
-    Where a few weights dominate it says too little: it can't exceed 1 nat.
-    """
-    highest = weights.max(axis=1, keepdims=True)
-    mean, error = mean_log_weight(np.exp(weights - highest))
-    return highest[:, 0] + np.log(mean), None if error is None else error / mean
-
-
-def _bits_per_dim(manifest: Manifest, log_likelihood: Floats) -> Floats | None:
-    """Return bits for each value; a density of reals is no number of bits."""
-    if manifest.operations["likelihood"].quantity != "probability":
-        return None
-    bits: Floats = -log_likelihood / (manifest.event.dimensions * np.log(2.0))
-    return bits
-
-
 def _decoded(
     manifest: Manifest, latents: Array, weights: Array | None, seed: int, scale: Scale
 ) -> Generator[Call, Outputs, Array]:
@@ -326,10 +223,10 @@ def _decoded(
     items = np.arange(len(latents), dtype=np.uint64)
 
     def rows_of_noise(port: Port) -> Array:
-        return _noise(port, seeds, items, 1).reshape(len(latents), *port.row_shape)
+        return noise_of_port(port, seeds, items, 1).reshape(len(latents), *port.row_shape)
 
-    inputs = _feed(graph, rows_of_noise, latent=latents, condition=weights)
-    values = _output(graph, (yield Call("decode", inputs)), "data")
+    inputs = feed(graph, rows_of_noise, latent=latents, condition=weights)
+    values = output(graph, (yield Call("decode", inputs)), "data")
     if not np.all(np.isfinite(values)):
         raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
     return to_images(manifest, values, scale)
@@ -340,9 +237,9 @@ def _encoded(
 ) -> Generator[Call, Outputs, tuple[Array, Array | None]]:
     """Return the mean and, where the model has one, the deviation of the latents, [N, D]."""
     graph = manifest.graphs["encode"]
-    outputs = yield Call("encode", _feed(graph, _no_noise, data=to_values(manifest, levels)))
+    outputs = yield Call("encode", feed(graph, no_noise, data=to_values(manifest, levels)))
     deviation = graph.output("latent_deviation")
-    return _output(graph, outputs, "latent"), outputs[deviation.name] if deviation else None
+    return output(graph, outputs, "latent"), outputs[deviation.name] if deviation else None
 
 
 def _located(
@@ -399,38 +296,6 @@ def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoin
     longest = int(limits.count**0.5) if request.corners else limits.count
     check_range("steps", request.steps, 2, longest)
     return list(shapes[0]), 1 if arithmetic else request.steps
-
-
-def _feed(
-    graph: Graph, rows_of_noise: Callable[[Port], Array], **roles: Array | None
-) -> dict[str, Array]:
-    """Return the graph's inputs by port name, from arrays by role; noise is drawn port by port."""
-    inputs = {}
-    for port in graph.inputs:
-        array = rows_of_noise(port) if port.role == "noise" else roles[port.role]
-        inputs[port.name] = np.asarray(array, port.dtype)
-    return inputs
-
-
-def _noise(
-    port: Port, seeds: NDArray[np.uint64], items: NDArray[np.uint64], draws: int
-) -> NDArray[np.float32]:
-    """Return [N, draws * size of one row] of the port's distribution."""
-    size = draws * int(np.prod(port.row_shape))
-    uniforms = noise.uniform(seeds, str(port.purpose), items, size)
-    if port.distribution == "normal":
-        return noise.normal(uniforms).astype(np.float32)
-    return noise.to_float32(uniforms)
-
-
-def _no_noise(port: Port) -> Array:
-    raise InvalidRequest(f"the encode graph's noise input '{port.name}' is not supported")
-
-
-def _output(graph: Graph, outputs: Outputs, role: str) -> Array:
-    port = graph.output(role)
-    assert port is not None, f"the manifest was checked for an output of role {role}"
-    return outputs[port.name]
 
 
 def _check_latents(manifest: Manifest, latents: Array) -> Array:

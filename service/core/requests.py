@@ -4,13 +4,14 @@ Arrays are rows first. Latents are flat vectors [N, D], float32. Images are leve
 [N, height, width, channels], or float32 in [0, 1] where the scale is `unit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.scores import Score
 from service.errors import InvalidRequest, OutOfRange
 
 Array = NDArray[Any]
@@ -18,6 +19,7 @@ Scale = Literal["levels", "unit"]
 Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
 Estimator = Literal["monte_carlo"]
+LikelihoodPart = Literal["log_likelihood", "scores", "log_likelihood_map"]
 GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
 Show = Literal["rows", "preview"]
 Images = Array | Sequence[bytes]
@@ -145,6 +147,10 @@ class LikelihoodRequest:
     seed: int = 0
     condition: ConditionRequest = ConditionRequest()
     scale: Scale = "levels"
+    parts: Sequence[LikelihoodPart] | None = None  # None: all but the map, scores if calibrated
+    false_positive_rate: float | None = None  # at which `anomalous` is decided
+    calibration: str | None = None  # id of the one to compare with, where several apply
+    group: bool = False  # whether to test the images as one group too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +259,31 @@ class EncodeResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Anomaly:
+    """Scores of N images, and what they mean beside those of n calibration images.
+
+    All but `scores` and `p_values`, which are by score, is of the decision score.
+    """
+
+    calibration: str  # its id
+    count: int  # n
+    decision: Score  # the score that decides
+    scores: Mapping[Score, NDArray[np.float64]]  # [N], higher for the more anomalous
+    p_values: Mapping[Score, NDArray[np.float64]]  # [N]
+    percentile: NDArray[np.float64]  # [N], percentage of calibration scores that lie below
+    q_value: NDArray[np.float64]  # [N], lowest false discovery rate that would reject, of these N
+    anomalous: NDArray[np.bool_]  # [N], whether p <= false_positive_rate
+    false_positive_rate: float
+    realised_rate: tuple[float, float]  # holds what the rate really is, with probability 0.95
+    group_p_value: float | None  # of the N images as one group, where asked
+
+    @property
+    def p_value(self) -> NDArray[np.float64]:
+        """The p-values of the decision score, [N]."""
+        return self.p_values[self.decision]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodResult:
     """Log-likelihoods in nats, one for each image, with what they mean."""
 
@@ -267,6 +298,8 @@ class LikelihoodResult:
     draws: int
     binarisation: str | None
     seed: int
+    log_likelihood_map: NDArray[np.float64] | None = None  # nats, [N] and the port's row shape
+    anomaly: Anomaly | None = None  # None where no calibration applies
 
     @property
     def count(self) -> int:

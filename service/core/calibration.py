@@ -1,0 +1,179 @@
+"""The calibration contract: scores of normal images in a file beside the artifact, and its reader.
+
+`<repository>/<name>/calibrations/<id>.json` is bound to one artifact by its digest. Several may
+stand side by side; a model is not changed by being calibrated.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from service.core import scores as scoring
+from service.core.manifest import Digest, Part, Split
+from service.core.scores import Fit, Floats, Score, Statistics
+from service.errors import ArtifactError, InvalidRequest, OutOfRange
+
+MINIMUM_IMAGES = 99
+"""Fewest images to fit on, and fewest to calibrate with: 99 resolve a rate of 0.01."""
+
+
+class Protocol(Part):
+    """How statistics were computed; p-values hold only for scores that were computed alike."""
+
+    conditioning: Literal["given", "none", "marginal"]
+    binarisation: Literal["threshold", "stochastic"] | None
+    estimator: str
+    draws: int = Field(ge=1, description="noise draws for one image")
+    seed: int | None = Field(ge=0, description="null where nothing is drawn")
+    codec: str
+
+    def difference(self, other: "Protocol") -> str | None:
+        """Return in words what differs from another protocol, or None."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        words = [
+            f"{name} is {ours[name]}, not {theirs[name]}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        return " and ".join(words) or None
+
+
+class Data(Part):
+    """The normal images: where they came from, and which were fitted on and which compared."""
+
+    source: str
+    score_fit: Split
+    calibrate: Split
+
+
+class Calibration(Part):
+    """What was fitted on the score_fit images, and the sorted scores of the calibrate images."""
+
+    schema_version: Literal[1]
+    id: str = Field(pattern=r"^[0-9a-f]{12}$", description="of the content's SHA-256")
+    artifact_digest: Digest
+    protocol: Protocol
+    data: Data
+    fit: Fit
+    decision: Score
+    scores: dict[Score, tuple[float, ...]] = Field(description="ascending, 7 significant digits")
+
+    @model_validator(mode="after")
+    def _scores_are_those_of_the_fit(self) -> Self:
+        if set(self.scores) != set(self.fit.scores) or self.decision not in self.scores:
+            raise ValueError(f"scores must be {sorted(self.fit.scores)}, one of them the decision")
+        if min(self.data.score_fit.count, self.data.calibrate.count) < MINIMUM_IMAGES:
+            raise ValueError(f"data must have at least {MINIMUM_IMAGES} images in each split")
+        for name, values in self.sorted_scores.items():
+            if len(values) != self.count:
+                raise ValueError(f"{name} has {len(values)} scores of {self.count} images")
+            if np.any(values[1:] < values[:-1]) or not np.array_equal(
+                values, scoring.rounded(values)
+            ):
+                raise ValueError(f"{name} must be ascending, with at most 7 significant digits")
+        return self
+
+    @property
+    def count(self) -> int:
+        """n, the number of images that new ones are compared with."""
+        return self.data.calibrate.count
+
+    @functools.cached_property
+    def sorted_scores(self) -> dict[Score, Floats]:
+        """The scores as arrays [n]."""
+        return {name: np.array(values) for name, values in self.scores.items()}
+
+
+def make_calibration(
+    *,
+    artifact_digest: str,
+    protocol: Protocol,
+    data: Data,
+    score_fit: Statistics,
+    calibrate: Statistics,
+) -> Calibration:
+    """Make a calibration of the statistics of two sets of normal images that share no image.
+
+    Raises OutOfRange for too few images, InvalidRequest where the statistics can't be fitted.
+    """
+    for split in (data.score_fit, data.calibrate):
+        if split.count < MINIMUM_IMAGES:
+            raise OutOfRange(
+                f"{split.count} images can't calibrate; give at least {2 * MINIMUM_IMAGES}: one "
+                f"half is fitted on, {MINIMUM_IMAGES} of the other resolve a rate of 0.01"
+            )
+    fit = scoring.fit(score_fit)
+    scores = {name: np.sort(values) for name, values in fit.score(calibrate).items()}
+    for name, values in scores.items():
+        if not np.isfinite(values[-1]):
+            raise InvalidRequest(f"{name} is not finite for an image; calibrate without that image")
+    content = {
+        "schema_version": 1,
+        "artifact_digest": artifact_digest,
+        "protocol": protocol.model_dump(mode="json"),
+        "data": data.model_dump(mode="json"),
+        "fit": fit.model_dump(mode="json"),
+        "decision": "combined",
+        "scores": {name: values.tolist() for name, values in scores.items()},
+    }
+    return Calibration.model_validate_json(json.dumps({**content, "id": _identity(content)}))
+
+
+def _identity(content: Mapping[str, Any]) -> str:
+    """Return the id of a calibration: 12 hex digits of the SHA-256 of its content without it.
+
+    The content is hashed as JSON with sorted keys, no spaces and non-ASCII characters escaped.
+    """
+    content = {key: value for key, value in content.items() if key != "id"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> Path:
+    """Write `<folder>/<id>.json` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{calibration.id}.json"
+    path.write_text(calibration.model_dump_json() + "\n", encoding="utf-8")
+    return path
+
+
+def read_calibration(path: Path, artifact_digest: str) -> Calibration:
+    """Read and check a calibration of the artifact with this digest.
+
+    Raises ArtifactError where it is unreadable, inconsistent, altered, or of another artifact.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        calibration = Calibration.model_validate_json(text)
+        identity = _identity(json.loads(text))
+    except OSError as error:
+        raise ArtifactError(f"{path.name} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the calibration"
+        raise ArtifactError(f"{path.name}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not JSON: {error}") from error
+    if calibration.id != identity:
+        raise ArtifactError(f"{path.name} contradicts its id; calibrate again")
+    if calibration.artifact_digest != artifact_digest:
+        raise ArtifactError(
+            f"{path.name} is of artifact {calibration.artifact_digest}, not of {artifact_digest}; "
+            "calibrate this one"
+        )
+    return calibration
+
+
+def json_schema() -> str:
+    """Return the published JSON Schema of a calibration, as text."""
+    return json.dumps(Calibration.model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(json_schema(), end="")

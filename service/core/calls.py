@@ -1,0 +1,55 @@
+"""Graph calls: inputs by port from arrays by role, and outputs back by role."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core import noise
+from service.core.manifest import Graph, Port
+from service.core.requests import Array
+from service.errors import InvalidRequest
+
+Outputs = Mapping[str, Array]
+
+
+class Call(NamedTuple):
+    """A graph to run on rows of inputs, by the names of its ports."""
+
+    graph: str
+    inputs: dict[str, Array]
+
+
+def feed(
+    graph: Graph, rows_of_noise: Callable[[Port], Array], **roles: Array | None
+) -> dict[str, Array]:
+    """Return the graph's inputs by port name, from arrays by role; noise is drawn port by port."""
+    inputs = {}
+    for port in graph.inputs:
+        array = rows_of_noise(port) if port.role == "noise" else roles[port.role]
+        inputs[port.name] = np.asarray(array, port.dtype)
+    return inputs
+
+
+def noise_of_port(
+    port: Port, seeds: NDArray[np.uint64], items: NDArray[np.uint64], draws: int
+) -> NDArray[np.float32]:
+    """Return [N, draws * size of one row] of the port's distribution."""
+    size = draws * int(np.prod(port.row_shape))
+    uniforms = noise.uniform(seeds, str(port.purpose), items, size)
+    if port.distribution == "normal":
+        return noise.normal(uniforms).astype(np.float32)
+    return noise.to_float32(uniforms)
+
+
+def no_noise(port: Port) -> Array:
+    """Refuse noise where an operation draws none."""
+    raise InvalidRequest(f"the graph's noise input '{port.name}' is not supported")
+
+
+def output(graph: Graph, outputs: Outputs, role: str) -> Array:
+    """Return the array of the output with a role, which the manifest was checked for."""
+    port = graph.output(role)
+    assert port is not None, f"the manifest was checked for an output of role {role}"
+    return outputs[port.name]

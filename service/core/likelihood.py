@@ -1,0 +1,268 @@
+"""The likelihood operation: log-likelihoods of images, what they mean, and what is anomalous."""
+
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core import noise
+from service.core.anomaly import applicable, verdict
+from service.core.calibration import Calibration, Protocol
+from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.conditions import class_weights, is_given
+from service.core.manifest import Manifest, Port
+from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
+from service.core.requests import (
+    Array,
+    LikelihoodRequest,
+    LikelihoodResult,
+    Limits,
+    check_range,
+)
+from service.core.scores import CODEC, Statistic, codec_bits
+from service.errors import InvalidRequest
+
+Floats = NDArray[np.float64]
+Scoring = Generator[Call, Outputs, LikelihoodResult]
+Measuring = Generator[Call, Outputs, tuple[Protocol, dict[Statistic, Floats]]]
+
+
+class Estimate(NamedTuple):
+    """How a likelihood is estimated: on which graph, of how many draws an image."""
+
+    graph: str
+    estimator: str
+    draws: int
+    noisy: bool
+    importance: bool  # the log of the mean weight, not the mean of log weights
+
+
+def likelihood(
+    manifest: Manifest,
+    request: LikelihoodRequest,
+    limits: Limits,
+    calibrations: Sequence[Calibration] = (),
+) -> Scoring:
+    """Score images by the mean of log weights, or by the log of their mean (importance weighted).
+
+    The mean of k log weights is the ELBO (Kingma & Welling 2013, eq. 2) or the dequantisation
+    bound (Theis et al. 2015, section 3.1); the log of the mean weight is IWAE-k (Burda et al.
+    2015, eq. 8). In expectation both bound log p from below. So does plain Monte Carlo, the log of
+    the mean of p(x|z) over z of the prior: the mean is right, and a log is concave (Jensen).
+
+    Anomaly scores are added where a calibration was computed by the same protocol.
+    """
+    estimate = _estimate(manifest, request, limits)
+    levels = _levels(manifest, request, limits, estimate.draws)
+    _check_map(manifest, request, estimate)
+    protocol, meaning = _protocol(manifest, request, estimate), manifest.operations["likelihood"]
+    calibration = applicable(calibrations, request, protocol)
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
+    score, error = _log_likelihood(manifest, estimate, outputs)
+    anomaly = None
+    if calibration is not None:
+        statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
+        anomaly = verdict(calibration, statistics, request)
+    return LikelihoodResult(
+        log_likelihood=score,
+        standard_error=error,
+        bits_per_dim=_bits_per_dim(manifest, score),
+        quantity=str(meaning.quantity),
+        kind="lower_bound" if request.estimator else str(meaning.kind),
+        base_measure=str(meaning.base_measure),
+        estimator=protocol.estimator,
+        conditioning=protocol.conditioning,
+        draws=estimate.draws,
+        binarisation=request.binarisation,
+        seed=request.seed,
+        log_likelihood_map=_map(manifest, estimate, outputs) if _wants_map(request) else None,
+        anomaly=anomaly,
+    )
+
+
+def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Measuring:
+    """Return what a calibration is made of: the protocol of a request and its statistics, [N]."""
+    estimate = _estimate(manifest, request, limits)
+    levels = _levels(manifest, request, limits, estimate.draws)
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
+    statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
+    return _protocol(manifest, request, estimate), statistics
+
+
+def _estimate(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Estimate:
+    """Return how the request's likelihood is estimated; raises InvalidRequest or OutOfRange."""
+    name, meaning = _scoring_graph(manifest, request), manifest.operations["likelihood"]
+    noisy = request.estimator is not None or manifest.graphs[name].input("noise") is not None
+    draws = (meaning.draws or 1) if request.samples is None else request.samples
+    if request.samples is not None:
+        check_range("samples", draws, 1, limits.draws if noisy else 1)
+    importance = request.samples is not None and noisy
+    named = meaning.importance_estimator if importance else meaning.estimator
+    return Estimate(name, request.estimator or str(named), draws, noisy, importance)
+
+
+def _scoring_graph(manifest: Manifest, request: LikelihoodRequest) -> str:
+    """Return the name of the graph that the estimator runs; raises InvalidRequest."""
+    if request.estimator is None:
+        return "log_likelihood"
+    if "log_mass_given_latent" not in manifest.graphs:
+        raise InvalidRequest(
+            f"{manifest.name} has no p(x|z) to average over the prior; leave out estimator"
+        )
+    if request.samples is None:
+        raise InvalidRequest(f"estimator {request.estimator} needs samples: how many draws")
+    return "log_mass_given_latent"
+
+
+def _levels(manifest: Manifest, request: LikelihoodRequest, limits: Limits, draws: int) -> Levels:
+    """Return the levels that the model scores, [N, H, W, C]."""
+    check_range("seed", request.seed, 0, noise.MAXIMUM_SEED)
+    levels = read_images(manifest, request.images, request.scale, limits)
+    levels = binarise(manifest, "likelihood", levels, request.binarisation, request.seed)
+    check_range("the number of images times samples", len(levels) * draws, 1, limits.rows)
+    return levels
+
+
+def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate) -> Protocol:
+    """Return how the statistics of a request are computed."""
+    meaning, condition = manifest.operations["likelihood"], manifest.condition
+    given = is_given(request.condition)
+    class_is_drawn = condition is not None and not condition.optional and not given
+    drawn = estimate.noisy or class_is_drawn or request.binarisation == "stochastic"
+    return Protocol(
+        conditioning="given" if given else meaning.conditioning or "none",
+        binarisation=request.binarisation,
+        estimator=estimate.estimator,
+        draws=estimate.draws,
+        seed=request.seed if drawn else None,
+        codec=CODEC,
+    )
+
+
+def _inputs(
+    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
+) -> dict[str, Array]:
+    """Return the inputs of the scoring graph: an image's draws are rows that follow each other."""
+    seeds, keys = np.full(len(levels), request.seed, np.uint64), image_keys(levels)
+    draws = estimate.draws
+
+    def rows_of_noise(port: Port) -> Array:
+        # An image's draws are consecutive positions of its stream: [N, draws * size].
+        stream = noise_of_port(port, seeds, keys, draws)
+        return stream.reshape(len(levels) * draws, *port.row_shape)
+
+    repeated = {
+        role: None if array is None else np.repeat(array, draws, axis=0)
+        for role, array in _roles(manifest, request, levels).items()
+    }
+    if request.estimator == "monte_carlo":
+        repeated["latent"] = _prior_draws(manifest, seeds, keys, draws)
+    return feed(manifest.graphs[estimate.graph], rows_of_noise, **repeated)
+
+
+def _roles(
+    manifest: Manifest, request: LikelihoodRequest, levels: Levels
+) -> dict[str, Array | None]:
+    weights = class_weights(manifest, request.condition, len(levels), request.seed)
+    return {"data": to_values(manifest, levels), "condition": weights}
+
+
+def _prior_draws(
+    manifest: Manifest, seeds: NDArray[np.uint64], keys: NDArray[np.uint64], draws: int
+) -> Array:
+    """Return `draws` latents for each image, [N * draws, D], of the standard normal prior."""
+    assert manifest.latent is not None, "the manifest was checked for a latent"
+    size = manifest.latent.shape[0]
+    uniforms = noise.uniform(seeds, "prior", keys, draws * size)
+    # [N, draws * D] -> [N * draws, D]
+    return noise.normal(uniforms).astype(np.float32).reshape(-1, size)
+
+
+def _log_likelihood(
+    manifest: Manifest, estimate: Estimate, outputs: Outputs
+) -> tuple[Floats, Floats | None]:
+    """Return the log-likelihood of each image and its standard error, [N]."""
+    values = output(manifest.graphs[estimate.graph], outputs, "log_likelihood")
+    weights = values.astype(np.float64).reshape(-1, estimate.draws)
+    return log_mean_weight(weights) if estimate.importance else mean_log_weight(weights)
+
+
+def _statistics(
+    manifest: Manifest,
+    request: LikelihoodRequest,
+    estimate: Estimate,
+    levels: Levels,
+    outputs: Outputs,
+) -> Generator[Call, Outputs, dict[Statistic, Floats]]:
+    """Return every statistic that there is of each image, [N]; means over draws."""
+    score, _ = _log_likelihood(manifest, estimate, outputs)
+    statistics: dict[Statistic, Floats] = {
+        "log_likelihood": score,
+        "codec_bits": codec_bits(levels),
+    }
+    for port in manifest.graphs[estimate.graph].outputs:
+        if port.role == "statistic":
+            values = outputs[port.name].astype(np.float64).reshape(-1, estimate.draws)
+            statistics[cast(Statistic, port.name)] = values.mean(axis=1)
+    background = manifest.graphs.get("background_log_likelihood")
+    if background is not None:
+        inputs = feed(background, no_noise, **_roles(manifest, request, levels))
+        answer = yield Call("background_log_likelihood", inputs)
+        values = output(background, answer, "log_likelihood")
+        statistics["background_log_likelihood"] = values.astype(np.float64)
+    return statistics
+
+
+def mean_log_weight(weights: Floats) -> tuple[Floats, Floats | None]:
+    """Return the mean over draws of log weights [N, k], and its standard error for k > 1."""
+    draws = weights.shape[1]
+    if draws == 1:
+        return weights[:, 0], None
+    return weights.mean(axis=1), weights.std(axis=1, ddof=1) / np.sqrt(draws)
+
+
+def log_mean_weight(weights: Floats) -> tuple[Floats, Floats | None]:
+    """Return log(mean over draws of exp(log weights)) for [N, k], and its standard error.
+
+    The error is the delta method's: the standard error of the mean weight over the mean weight.
+    Where a few weights dominate it says too little: it can't exceed 1 nat.
+    """
+    highest = weights.max(axis=1, keepdims=True)
+    mean, error = mean_log_weight(np.exp(weights - highest))
+    return highest[:, 0] + np.log(mean), None if error is None else error / mean
+
+
+def _bits_per_dim(manifest: Manifest, log_likelihood: Floats) -> Floats | None:
+    """Return bits for each value; a density of reals is no number of bits."""
+    if manifest.operations["likelihood"].quantity != "probability":
+        return None
+    bits: Floats = -log_likelihood / (manifest.event.dimensions * np.log(2.0))
+    return bits
+
+
+def _wants_map(request: LikelihoodRequest) -> bool:
+    return request.parts is not None and "log_likelihood_map" in request.parts
+
+
+def _check_map(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate) -> None:
+    """Raise InvalidRequest where a map is asked for and can't be given."""
+    if not _wants_map(request):
+        return
+    if manifest.graphs[estimate.graph].output("log_likelihood_map") is None:
+        raise InvalidRequest(
+            f"{manifest.name} has no log-likelihood of single pixels; leave out log_likelihood_map"
+        )
+    if estimate.importance:
+        raise InvalidRequest(
+            "the log of a mean weight is no sum over pixels: ask for log_likelihood_map without "
+            "samples"
+        )
+
+
+def _map(manifest: Manifest, estimate: Estimate, outputs: Outputs) -> Floats:
+    """Return the log-likelihood of each pixel, in nats, the mean over draws, [N, ...]."""
+    values = output(manifest.graphs[estimate.graph], outputs, "log_likelihood_map")
+    draws = values.astype(np.float64).reshape(-1, estimate.draws, *values.shape[1:])
+    mean: Floats = draws.mean(axis=1)
+    return mean

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
-from service.core.manifest import Graph
+from service.core.manifest import Graph, Port
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 
@@ -31,6 +31,8 @@ Array = NDArray[Any]
 
 Departure = Literal["finished", "cancelled", "deadline", "failed"]
 """Why an image leaves its slot."""
+
+_PIXELS = ("noise", "forced")  # roles of ports that get another row at every step
 
 log = logging.getLogger(__name__)
 
@@ -104,18 +106,16 @@ def share_slots(waiting: Sequence[tuple[int, int]], room: int, bulk_limit: int) 
 
 
 class Lane:
-    """Images that share every step of one graph, with their caches."""
+    """Images that share every step of one graph, with all that the graph asks about them."""
 
     def __init__(self, graph: LoadedGraph, ports: Graph) -> None:
         self.slots: list[Slot] = []
         self.running = False
         self._session = graph.session
         self._ports = ports
-        self._caches = {
-            port.name: np.zeros(_with_batch(port.row_shape, port.batch_axis, 0), np.float32)
-            for port in ports.inputs
-            if port.role == "cache"
-        }
+        # By port: caches and choices as the graph takes them, pixels [B, H, W]. Laid out when an
+        # image joins, since every row would pay for it again.
+        self._arrays: dict[str, Array] = {}
 
     def leave(self, now: float) -> list[Departure]:
         """Drop slots that are painted, failed, cancelled or late; return why each one left."""
@@ -123,17 +123,21 @@ class Lane:
         keep = [index for index, reason in enumerate(reasons) if reason is None]
         if len(keep) < len(self.slots):
             self.slots = [self.slots[index] for index in keep]
-            for name, axis in self._cache_axes():
-                self._caches[name] = self._caches[name].take(keep, axis)
+            for port in self._ports.inputs:
+                self._arrays[port.name] = self._arrays[port.name].take(keep, _slot_axis(port))
         return [reason for reason in reasons if reason is not None]
 
     def join(self, slots: Sequence[Slot]) -> None:
-        """Add images at their first row: zeros are what lies above it."""
+        """Add images at their first row."""
+        if not slots:
+            return
+        for port in self._ports.inputs:
+            axis = _slot_axis(port)
+            joining = np.stack([_brought(slot, port) for slot in slots], axis).astype(port.dtype)
+            if self.slots:
+                joining = np.concatenate([self._arrays[port.name], joining], axis)
+            self._arrays[port.name] = joining
         self.slots.extend(slots)
-        for name, axis in self._cache_axes():
-            cache = self._caches[name]
-            shape = (*cache.shape[:axis], len(slots), *cache.shape[axis + 1 :])
-            self._caches[name] = np.concatenate([cache, np.zeros(shape, np.float32)], axis)
 
     def step(self) -> tuple[Array, Array]:
         """Paint one row of every slot; return levels and log-probabilities, [W, B].
@@ -141,22 +145,21 @@ class Lane:
         Runs on a worker's thread. The lane must not change meanwhile.
         """
         outputs = self._session.run(self._inputs())
-        for name in self._caches:
-            self._caches[name] = outputs[f"next_{name}"]
+        for port in self._ports.inputs:
+            if port.role == "cache":
+                self._arrays[port.name] = outputs[f"next_{port.name}"]
         levels = self._ports.output("levels")
         likelihood = self._ports.output("log_likelihood_map")
         assert levels and likelihood, "the manifest was checked for both"
         return outputs[levels.name], outputs[likelihood.name]
 
-    def _cache_axes(self) -> list[tuple[str, int]]:
-        return [(port.name, port.batch_axis) for port in self._ports.inputs if port.role == "cache"]
-
     def _inputs(self) -> dict[str, Array]:
-        inputs: dict[str, Array] = dict(self._caches)
+        inputs = dict(self._arrays)
+        slots = np.arange(len(self.slots))
+        rows = [slot.job.rows_done[slot.image] for slot in self.slots]
         for port in self._ports.inputs:
-            if port.role != "cache":
-                rows = [_row(slot, port.role, port.name) for slot in self.slots]
-                inputs[port.name] = np.stack(rows, axis=port.batch_axis).astype(port.dtype)
+            if port.role in _PIXELS:
+                inputs[port.name] = np.moveaxis(inputs[port.name][slots, rows], 0, port.batch_axis)
         return inputs
 
 
@@ -417,18 +420,19 @@ def _fail(job: PaintJob) -> None:
         )
 
 
-def _row(slot: Slot, role: str, name: str) -> Array:
-    """Return what a port of a role gets for the next row of a slot."""
-    canvas, row = slot.job.canvas, slot.job.rows_done[slot.image]
-    if role == "condition":
+def _slot_axis(port: Port) -> int:
+    """Return the axis of a lane's array that its slots are on."""
+    return 0 if port.role in _PIXELS else port.batch_axis
+
+
+def _brought(slot: Slot, port: Port) -> Array:
+    """Return what an image brings along for a port: zeros are what lies above its first row."""
+    canvas, image = slot.job.canvas, slot.image
+    if port.role == "cache":
+        return np.zeros(port.row_shape, np.float32)
+    if port.role == "condition":
         assert canvas.class_weights is not None, "the manifest describes the condition"
-        arrays: Array = canvas.class_weights
-    elif role == "control":
-        arrays = canvas.controls[name]
-    else:
-        arrays = (canvas.uniforms if role == "noise" else canvas.forced)[:, row]
-    return np.asarray(arrays[slot.image])
-
-
-def _with_batch(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis:])
+        return np.asarray(canvas.class_weights[image])
+    if port.role == "control":
+        return np.asarray(canvas.controls[port.name][image])
+    return np.asarray((canvas.uniforms if port.role == "noise" else canvas.forced)[image])

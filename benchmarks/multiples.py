@@ -86,7 +86,9 @@ async def _measure_round(case: Case, number: int) -> None:
     model, images = case.model, case.batch
     canvas = model.draw_canvas(images, seed=number)
     filtered = model.draw_canvas(images, seed=number, filtered=True)
-    scheduler = make_scheduler(workers=1)
+    scheduler = make_scheduler(
+        workers=1, bulk_limit=SLOTS
+    )  # a batch is one job: let it fill a lane
     case.forward.append(_time_forward(model, images))
     case.row_step.append(await _time_painting(scheduler, model, "row_step", canvas))
     case.row_step_filtered.append(
@@ -99,11 +101,12 @@ async def _measure_round(case: Case, number: int) -> None:
     await scheduler.close()
 
 
-def make_scheduler(workers: int) -> RowScheduler:
+def make_scheduler(workers: int, bulk_limit: int = SLOTS * 3 // 4) -> RowScheduler:
     """Return the service's row scheduler with its default number of slots."""
     return RowScheduler(
         workers=workers,
         slots=SLOTS,
+        bulk_limit=bulk_limit,
         maximum_waiting_images=1024,
         metrics=Metrics(CollectorRegistry()),
     )

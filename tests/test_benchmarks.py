@@ -118,7 +118,9 @@ def graph() -> LoadedGraph:
 def make_painter(request: pytest.FixtureRequest, metrics: Metrics) -> Callable[[], object]:
     if request.param == "static":
         return lambda: StaticBatcher(workers=2, maximum_batch=4)
-    return lambda: RowScheduler(workers=2, slots=4, maximum_waiting_images=1000, metrics=metrics)
+    return lambda: RowScheduler(
+        workers=2, slots=4, bulk_limit=3, maximum_waiting_images=1000, metrics=metrics
+    )
 
 
 async def test_both_painters_serve_each_arrival_with_its_own_images(make_painter, graph) -> None:

@@ -19,6 +19,7 @@ from tests.fakes import SIDE, GatedSession
 
 MODEL = "toy-raster"
 SLOTS = 16
+HELD = 12  # at most, by one request
 SECONDS = 30  # a test that hangs fails
 SNAKE_CASE = re.compile(r"[a-z]+(_[a-z]+)*")
 
@@ -85,8 +86,8 @@ async def test_images_wait_join_and_finish(
     engine: Engine, metrics: Metrics, gated: Breakable
 ) -> None:
     task = await begin(engine, gated, 20)
-    full = {"slots": SLOTS, "busy_slots": SLOTS, "waiting_images": 20 - SLOTS}
-    assert painting(metrics) == {**full, "joined_images": SLOTS, **UNTOUCHED}
+    full = {"slots": SLOTS, "busy_slots": HELD, "waiting_images": 20 - HELD}
+    assert painting(metrics) == {**full, "joined_images": HELD, **UNTOUCHED}
     gated.gate.set()
     await task
     await until(lambda: painting(metrics)["busy_slots"] == 0)
@@ -129,22 +130,28 @@ async def test_images_that_leave_unfinished_are_counted_by_reason(
     await end(task, gated)
     gated.gate.set()
     await until(lambda: painting(metrics)["busy_slots"] == 0)
-    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": SLOTS}
-    assert painting(metrics) == {**left, **UNTOUCHED, reason: SLOTS}
+    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": HELD}
+    assert painting(metrics) == {**left, **UNTOUCHED, reason: HELD}
 
 
 async def test_an_image_that_is_parked_waits_and_has_joined_once(
     engine: Engine, metrics: Metrics, gated: Breakable
 ) -> None:
-    bulk = await begin(engine, gated, SLOTS)
-    small = asyncio.create_task(engine.run("sample", SampleRequest(), model=MODEL))
-    await until(lambda: painting(metrics)["waiting_images"] == 1)
+    bulk = [await begin(engine, gated, SLOTS)]
+    bulk.append(asyncio.create_task(engine.run("sample", SampleRequest(count=SLOTS), model=MODEL)))
+    waiting = 2 * SLOTS - HELD
+    await until(lambda: painting(metrics)["waiting_images"] == waiting)
     gated.closes = True
     gated.gate.set()
+    await until(lambda: painting(metrics)["joined_images"] == SLOTS)
+    small = asyncio.create_task(engine.run("sample", SampleRequest(), model=MODEL))
+    await until(lambda: painting(metrics)["waiting_images"] == SLOTS + 1)
+    gated.gate.set()
     await until(lambda: painting(metrics)["joined_images"] == SLOTS + 1)
-    parked = {"slots": SLOTS, "busy_slots": SLOTS, "waiting_images": 1}
+    parked = {"slots": SLOTS, "busy_slots": SLOTS, "waiting_images": SLOTS + 1}
     assert painting(metrics) == {**parked, "joined_images": SLOTS + 1, **UNTOUCHED}
-    await cancel(bulk, gated)
+    for task in bulk:
+        await cancel(task, gated)
     gated.closes = False
     gated.gate.set()
     await small

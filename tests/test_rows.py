@@ -135,6 +135,7 @@ async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., R
     def make_scheduler(
         workers: int = 1,
         slots: int = 4,
+        bulk: int = 4,
         waiting: int = 100,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -142,6 +143,7 @@ async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., R
             RowScheduler(
                 workers=workers,
                 slots=slots,
+                bulk_limit=bulk,
                 maximum_waiting_images=waiting,
                 metrics=metrics,
                 clock=clock,
@@ -220,6 +222,16 @@ async def test_bulk_work_gives_way_to_a_newcomer_and_uses_every_slot_without_one
     assert sum(model.batches) == 21 * HEIGHT, "no row was painted twice"
 
 
+async def test_one_request_leaves_slots_of_every_worker_to_others(make, graph, model) -> None:
+    scheduler = make(workers=2, slots=4, bulk=3)
+    await hold(scheduler, graph, model, 20)
+    small = scheduler.submit(graph, PORTS, canvas(2, 1), soon())
+    model.gate.set()
+    await scheduler.finish(small)
+    assert model.batches[:2] == [3, 3]
+    assert max(model.batches) == 4
+
+
 async def test_requests_with_one_slot_each_wait_for_one_to_get_free(make, graph, model) -> None:
     scheduler = make(slots=2)
     jobs = [await hold(scheduler, graph, model, 1)]
@@ -257,7 +269,9 @@ async def check_that_a_newcomer_joins(gaps: list[int], slots: int) -> None:
     model = Weaver()
     graph = LoadedGraph("toy", "1", "row_step", model)
     metrics = Metrics(CollectorRegistry())
-    scheduler = RowScheduler(workers=1, slots=slots, maximum_waiting_images=1000, metrics=metrics)
+    scheduler = RowScheduler(
+        workers=1, slots=slots, bulk_limit=slots, maximum_waiting_images=1000, metrics=metrics
+    )
     older = []
     for seed, gap in enumerate(gaps):
         older.append(scheduler.submit(graph, PORTS, canvas(30, seed), soon()))

@@ -7,6 +7,8 @@ caches of zeros, and leaves it when its last row is done or nobody waits for it 
 
 No request waits for another's image to end. Slots go to whoever has fewest, and a request without
 any takes one from the request that has most: that image is parked with its caches, to go on later.
+A quarter of a lane's slots is out of reach of any single request, so that most newcomers need not
+even park an image.
 
 `share_slots` and `give_way` decide, in pure code; `RowScheduler` acts on them.
 """
@@ -224,13 +226,16 @@ class RowScheduler:
         *,
         workers: int,
         slots: int,
+        bulk_limit: int,
         maximum_waiting_images: int,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Take the numbers of workers, of a lane's slots, and of those that one job may have."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="painter")
         self._workers = workers
         self._slots = slots
+        self._bulk_limit = bulk_limit
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
         self._clock = clock
@@ -394,9 +399,12 @@ class RowScheduler:
         room, waiting = self._room(graph, lane), self._waiting[graph]
         if not room:
             return []
-        jobs = list(waiting)
-        slots = []
-        shares = share_slots([(job.waiting, job.held) for job in jobs], room)
+        here = Counter(slot.job for slot in lane.slots)
+        jobs, slots = list(waiting), []
+        allowed = [min(job.waiting, self._bulk_limit - here[job]) for job in jobs]
+        shares = share_slots(
+            [(images, job.held) for images, job in zip(allowed, jobs, strict=True)], room
+        )
         for job, share in zip(jobs, shares, strict=True):
             if share:
                 slots += [_next_slot(job) for _ in range(share)]

@@ -44,8 +44,9 @@ export: .venv/developing
 	$(BIN)/python -m export $(MODEL)
 	$(BIN)/genserve verify artifacts/*/[0-9]*
 
+# `make bench TARGET=pixelcnn` measures painting and writes benchmarks/results/pixelcnn.md.
 bench: .venv/developing
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(TARGET)
 
 proto: .venv-proto/ready
 	$(PROTOC) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)

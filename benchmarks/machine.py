@@ -47,6 +47,17 @@ def refuse_other_load() -> None:
     )
 
 
+def refuse_other_work(work: OtherWork) -> float:
+    """Return the cores that others kept busy meanwhile; raises OtherLoad if that was too much."""
+    cores = work.cores()
+    if cores > MAXIMUM_OTHER_CORES:
+        raise OtherLoad(
+            f"other processes kept {cores:.2f} cores busy during the run, and at most "
+            f"{MAXIMUM_OTHER_CORES} is allowed; these figures don't count"
+        )
+    return cores
+
+
 def describe() -> str:
     """Return processor, cores and Python in a few words."""
     return f"{_processor_name()}, {core_count()} cores, Python {platform.python_version()}"

@@ -58,7 +58,6 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         rows=RowScheduler(
             workers=settings.workers,
             slots=settings.row_slots,
-            # One request leaves a quarter of the slots to others.
             bulk_limit=max(1, settings.row_slots * 3 // 4),
             maximum_waiting_images=settings.maximum_waiting_images,
             metrics=metrics,

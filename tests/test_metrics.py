@@ -18,22 +18,26 @@ from service.settings import Settings
 from tests.fakes import SIDE, GatedSession
 
 MODEL = "toy-raster"
-SLOTS, BULK = 16, 12
+SLOTS = 16
+HELD = 12  # at most, by one request
 SECONDS = 30  # a test that hangs fails
 SNAKE_CASE = re.compile(r"[a-z]+(_[a-z]+)*")
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """One worker: of its 16 slots, one request holds 12 at most."""
+    """One worker, with 16 slots."""
     return settings.model_copy(update={"workers": 1})
 
 
 class Breakable(GatedSession):
     broken = False
+    closes = False  # the gate, behind every row
 
     def run(self, inputs):
         outputs = super().run(inputs)
+        if self.closes:
+            self.gate.clear()
         if self.broken:
             raise RuntimeError("the loom is broken")
         return outputs
@@ -82,8 +86,8 @@ async def test_images_wait_join_and_finish(
     engine: Engine, metrics: Metrics, gated: Breakable
 ) -> None:
     task = await begin(engine, gated, 20)
-    full = {"slots": SLOTS, "busy_slots": BULK, "waiting_images": 20 - BULK}
-    assert painting(metrics) == {**full, "joined_images": BULK, **UNTOUCHED}
+    full = {"slots": SLOTS, "busy_slots": HELD, "waiting_images": 20 - HELD}
+    assert painting(metrics) == {**full, "joined_images": HELD, **UNTOUCHED}
     gated.gate.set()
     await task
     await until(lambda: painting(metrics)["busy_slots"] == 0)
@@ -126,8 +130,34 @@ async def test_images_that_leave_unfinished_are_counted_by_reason(
     await end(task, gated)
     gated.gate.set()
     await until(lambda: painting(metrics)["busy_slots"] == 0)
-    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": BULK}
-    assert painting(metrics) == {**left, **UNTOUCHED, reason: BULK}
+    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": HELD}
+    assert painting(metrics) == {**left, **UNTOUCHED, reason: HELD}
+
+
+async def test_an_image_that_is_parked_waits_and_has_joined_once(
+    engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    bulk = [await begin(engine, gated, SLOTS)]
+    bulk.append(asyncio.create_task(engine.run("sample", SampleRequest(count=SLOTS), model=MODEL)))
+    waiting = 2 * SLOTS - HELD
+    await until(lambda: painting(metrics)["waiting_images"] == waiting)
+    gated.closes = True
+    gated.gate.set()
+    await until(lambda: painting(metrics)["joined_images"] == SLOTS)
+    small = asyncio.create_task(engine.run("sample", SampleRequest(), model=MODEL))
+    await until(lambda: painting(metrics)["waiting_images"] == SLOTS + 1)
+    gated.gate.set()
+    await until(lambda: painting(metrics)["joined_images"] == SLOTS + 1)
+    parked = {"slots": SLOTS, "busy_slots": SLOTS, "waiting_images": SLOTS + 1}
+    assert painting(metrics) == {**parked, "joined_images": SLOTS + 1, **UNTOUCHED}
+    for task in bulk:
+        await cancel(task, gated)
+    gated.closes = False
+    gated.gate.set()
+    await small
+    await until(lambda: painting(metrics)["busy_slots"] == 0)
+    left = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": SLOTS + 1}
+    assert painting(metrics) == {**left, **UNTOUCHED, "cancelled": SLOTS}
 
 
 async def test_streams_are_open_until_they_end(

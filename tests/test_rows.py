@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from service.core.batcher import LoadedGraph
 from service.core.manifest import Graph, Port
-from service.core.rows import Canvas, PaintJob, RowScheduler, share_slots
+from service.core.rows import Canvas, PaintJob, RowScheduler, give_way, share_slots
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 
@@ -135,7 +135,7 @@ async def make(metrics: Metrics, model: Weaver) -> AsyncIterator[Callable[..., R
     def make_scheduler(
         workers: int = 1,
         slots: int = 4,
-        bulk: int = 3,
+        bulk: int = 4,
         waiting: int = 100,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -203,19 +203,48 @@ async def test_a_newcomer_joins_between_two_rows(make, graph, model) -> None:
     assert model.batches == [1, 2, 2, 2, 2, 1]
 
 
-async def test_bulk_work_leaves_slots_to_others(make, graph, model) -> None:
-    scheduler = make(slots=4, bulk=3)
+async def test_bulk_work_gives_way_to_a_newcomer_and_uses_every_slot_without_one(
+    make, graph, model
+) -> None:
+    scheduler, wanted = make(slots=4), canvas(20, 99)
     bulk = await hold(scheduler, graph, model, 20)
     small = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
     model.gate.set()
+    await small.changed.wait()
+    assert model.batches[:2] == [4, 4], "every slot was taken"
+    assert small.rows_done.tolist() == [1]
+    assert bulk.rows_done.tolist() == [2, 2, 2, 1] + [0] * 16, "the last image was parked"
     await scheduler.finish(small)
-    assert model.batches[:2] == [3, 4]
-    assert bulk.finished < 6, "the small request did not wait for the bulk"
     await scheduler.finish(bulk)
+    levels, likelihood = solo(wanted)
+    assert np.array_equal(bulk.levels, levels), "parked images went on where they stood"
+    assert np.array_equal(bulk.log_probability, likelihood)
+    assert sum(model.batches) == 21 * HEIGHT, "no row was painted twice"
+
+
+async def test_one_request_leaves_slots_of_every_worker_to_others(make, graph, model) -> None:
+    scheduler = make(workers=2, slots=4, bulk=3)
+    await hold(scheduler, graph, model, 20)
+    small = scheduler.submit(graph, PORTS, canvas(2, 1), soon())
+    model.gate.set()
+    await scheduler.finish(small)
+    assert model.batches[:2] == [3, 3]
+    assert max(model.batches) == 4
+
+
+async def test_requests_with_one_slot_each_wait_for_one_to_get_free(make, graph, model) -> None:
+    scheduler = make(slots=2)
+    jobs = [await hold(scheduler, graph, model, 1)]
+    jobs += [scheduler.submit(graph, PORTS, canvas(1, seed), soon()) for seed in range(3)]
+    model.gate.set()
+    for job in jobs:
+        await scheduler.finish(job)
+    assert [job.rows_done.tolist() for job in jobs] == [[HEIGHT]] * 4
+    assert model.batches[1:HEIGHT] == [2] * (HEIGHT - 1)
 
 
 async def test_older_requests_do_not_take_every_slot_that_frees(make, graph, model) -> None:
-    scheduler = make(slots=2, bulk=1)
+    scheduler = make(slots=2)
     first = await hold(scheduler, graph, model, 20)
     second = scheduler.submit(graph, PORTS, canvas(20, 1), soon())  # a row later: never together
     newcomer = scheduler.submit(graph, PORTS, canvas(1, 2), soon())
@@ -230,19 +259,18 @@ async def test_older_requests_do_not_take_every_slot_that_frees(make, graph, mod
 @given(
     gaps=st.lists(st.integers(0, 12), min_size=1, max_size=6),
     slots=st.integers(1, 4),
-    bulk=st.integers(1, 4),
 )
-def test_nobody_starves(gaps: list[int], slots: int, bulk: int) -> None:
-    asyncio.run(check_that_a_newcomer_joins(gaps, slots, min(bulk, slots)))
+def test_nobody_starves(gaps: list[int], slots: int) -> None:
+    asyncio.run(check_that_a_newcomer_joins(gaps, slots))
 
 
-async def check_that_a_newcomer_joins(gaps: list[int], slots: int, bulk: int) -> None:
+async def check_that_a_newcomer_joins(gaps: list[int], slots: int) -> None:
     """After large requests that began at any rows, a small one joins after a turn of each."""
     model = Weaver()
     graph = LoadedGraph("toy", "1", "row_step", model)
     metrics = Metrics(CollectorRegistry())
     scheduler = RowScheduler(
-        workers=1, slots=slots, bulk_limit=bulk, maximum_waiting_images=1000, metrics=metrics
+        workers=1, slots=slots, bulk_limit=slots, maximum_waiting_images=1000, metrics=metrics
     )
     older = []
     for seed, gap in enumerate(gaps):
@@ -258,7 +286,7 @@ async def check_that_a_newcomer_joins(gaps: list[int], slots: int, bulk: int) ->
         job.future.cancel()
     await scheduler.close()
     turns = [now - then for now, then in zip(joined, before, strict=True)]
-    assert max(turns) <= 1 + bulk, "one before the newcomer, and what joined together with it"
+    assert max(turns) <= 1 + slots, "one before the newcomer, and what joined together with it"
 
 
 async def test_one_request_is_shared_over_all_workers(make, graph, model) -> None:
@@ -268,7 +296,7 @@ async def test_one_request_is_shared_over_all_workers(make, graph, model) -> Non
 
 
 async def test_cancelling_frees_the_slot_before_the_next_row(make, graph, model) -> None:
-    scheduler = make(slots=1, bulk=1)
+    scheduler = make(slots=1)
     leaver = await hold(scheduler, graph, model, 1)
     stayer = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
     leaver.future.cancel()
@@ -292,7 +320,7 @@ async def test_a_deadline_frees_the_slots_before_the_next_row_though_nobody_wait
 ) -> None:
     """As where a client has stopped reading its stream."""
     clock = Clock()
-    scheduler = make(slots=1, bulk=1, clock=clock)
+    scheduler = make(slots=1, clock=clock)
     late = scheduler.submit(graph, PORTS, canvas(20, 1), 10.0)
     model.gate.clear()
     await asyncio.to_thread(model.started.wait)
@@ -306,7 +334,7 @@ async def test_a_deadline_frees_the_slots_before_the_next_row_though_nobody_wait
 
 
 async def test_a_full_queue_refuses_until_there_is_room(make, graph, model) -> None:
-    scheduler = make(slots=1, bulk=1, waiting=2)
+    scheduler = make(slots=1, waiting=2)
     await hold(scheduler, graph, model, 1)
     for seed in (1, 2):
         last = scheduler.submit(graph, PORTS, canvas(1, seed), soon())
@@ -329,7 +357,7 @@ async def test_a_failing_model_fails_its_jobs_and_later_ones_run(make, graph, mo
 
 
 async def test_closing_paints_what_was_accepted(make, graph, model) -> None:
-    scheduler = make(slots=1, bulk=1)
+    scheduler = make(slots=1)
     first = await hold(scheduler, graph, model, 1)
     second = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
     closing = asyncio.create_task(scheduler.close())
@@ -343,7 +371,7 @@ async def test_closing_paints_what_was_accepted(make, graph, model) -> None:
 
 
 async def test_aborting_answers_whoever_waits(make, graph, model) -> None:
-    scheduler = make(slots=1, bulk=1)
+    scheduler = make(slots=1)
     jobs = [await hold(scheduler, graph, model, 1)]
     jobs.append(scheduler.submit(graph, PORTS, canvas(1, 1), soon()))
     scheduler.abort()
@@ -355,21 +383,29 @@ async def test_aborting_answers_whoever_waits(make, graph, model) -> None:
 @given(
     waiting=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 16)), max_size=8),
     room=st.integers(0, 16),
-    bulk=st.integers(1, 16),
 )
-def test_slots_are_shared_fairly_and_within_bounds(
-    waiting: list[tuple[int, int]], room: int, bulk: int
-) -> None:
-    shares = share_slots(waiting, room, bulk)
-    assert sum(shares) <= room
-    for share, (images, held) in zip(shares, waiting, strict=True):
+def test_slots_go_to_those_who_have_fewest(waiting: list[tuple[int, int]], room: int) -> None:
+    shares = share_slots(waiting, room)
+    assert sum(shares) == min(room, sum(images for images, _ in waiting)), "no slot stays empty"
+    have = [held + share for share, (_, held) in zip(shares, waiting, strict=True)]
+    for share, (images, _) in zip(shares, waiting, strict=True):
         assert 0 <= share <= images
-        assert share == 0 or held + share <= bulk
     hungry = [
-        share
-        for share, (images, held) in zip(shares, waiting, strict=True)
-        if share < images and held + share < bulk
+        slots
+        for slots, share, (images, _) in zip(have, shares, waiting, strict=True)
+        if share < images
     ]
-    if hungry:
-        assert sum(shares) == room, "a slot stays empty only where nobody may take it"
-        assert max(shares) - min(hungry) <= 1, "jobs take turns"
+    served = [slots for slots, share in zip(have, shares, strict=True) if share]
+    if hungry and served:
+        assert max(served) - min(hungry) <= 1
+
+
+@given(held=st.lists(st.integers(1, 16), max_size=8), wanted=st.integers(0, 16))
+def test_those_who_have_most_give_way(held: list[int], wanted: int) -> None:
+    given_away = give_way(held, wanted)
+    keep = [slots - given for slots, given in zip(held, given_away, strict=True)]
+    assert sum(given_away) == min(wanted, sum(held) - len(held))
+    assert all(slots >= 1 for slots in keep), "each keeps a slot"
+    gave = [slots for slots, given in zip(keep, given_away, strict=True) if given]
+    if gave:
+        assert max(keep) - min(gave) <= 1

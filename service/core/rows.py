@@ -5,11 +5,17 @@ Oord et al. 2016; Ramachandran et al. 2017, arXiv:1704.06001). Nothing in a call
 image stands, so images at different rows share it: an image joins a lane between two rows, with
 caches of zeros, and leaves it when its last row is done or nobody waits for it any more.
 
-`share_slots` decides who joins, in pure code; `RowScheduler` acts on it.
+No request waits for another's image to end. Slots go to whoever has fewest, and a request without
+any takes one from the request that has most: that image is parked with its caches, to go on later.
+A quarter of a lane's slots is out of reach of any single request, so that most newcomers need not
+even park an image.
+
+`share_slots` and `give_way` decide, in pure code; `RowScheduler` acts on them.
 """
 
 import asyncio
 import contextlib
+import heapq
 import logging
 import math
 import time
@@ -23,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
-from service.core.manifest import Graph
+from service.core.manifest import Graph, Port
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 
@@ -31,6 +37,8 @@ Array = NDArray[Any]
 
 Departure = Literal["finished", "cancelled", "deadline", "failed"]
 """Why an image leaves its slot."""
+
+_PIXELS = ("noise", "forced")  # roles of ports that get another row at every step
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +70,8 @@ class PaintJob:
     submitted: float
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     joined: int = 0  # images that have got a slot; the next one to join
+    held: int = 0  # slots
+    parked: list["Slot"] = field(default_factory=list)  # begun, and without a slot for now
     finished: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +83,7 @@ class PaintJob:
     @property
     def waiting(self) -> int:
         """Images without a slot."""
-        return 0 if self.future.done() else len(self.canvas) - self.joined
+        return 0 if self.future.done() else len(self.canvas) - self.joined + len(self.parked)
 
 
 @dataclass(eq=False)
@@ -82,58 +92,104 @@ class Slot:
 
     job: PaintJob
     image: int
+    caches: dict[str, Array] | None = None  # by port, of an image that was parked
 
 
-def share_slots(waiting: Sequence[tuple[int, int]], room: int, bulk_limit: int) -> list[int]:
-    """Return how many images of each waiting job get one of `room` slots of a lane now.
+def share_slots(waiting: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Return how many images of each waiting job get one of `room` slots now.
 
     `waiting` holds, for each job in the order of their turns, its images without a slot and those
-    that it has in this lane already. Jobs take turns, an image each, and none gets more than
-    `bulk_limit` slots of a lane, so that bulk work leaves room for others.
+    with one. Each slot goes to the job that has fewest; of equals, to the first.
     """
     joining = [0] * len(waiting)
-    while room:
-        before = room
-        for index, (images, held) in enumerate(waiting):
-            if room and joining[index] < images and held + joining[index] < bulk_limit:
-                joining[index] += 1
-                room -= 1
-        if room == before:
-            break
+    queue = [(held, index) for index, (images, held) in enumerate(waiting) if images]
+    heapq.heapify(queue)
+    while room and queue:
+        held, index = queue[0]
+        joining[index] += 1
+        room -= 1
+        if joining[index] < waiting[index][0]:
+            heapq.heapreplace(queue, (held + 1, index))
+        else:
+            heapq.heappop(queue)
     return joining
 
 
+def give_way(held: Sequence[int], wanted: int) -> list[int]:
+    """Return how many of its slots each job of a full lane gives to `wanted` jobs without any.
+
+    Each slot comes from the job that holds most in the lane, and every job keeps one.
+    """
+    given = [0] * len(held)
+    queue = [(-slots, index) for index, slots in enumerate(held)]
+    heapq.heapify(queue)
+    while wanted and queue and queue[0][0] < -1:
+        slots, index = queue[0]
+        given[index] += 1
+        wanted -= 1
+        heapq.heapreplace(queue, (slots + 1, index))
+    return given
+
+
 class Lane:
-    """Images that share every step of one graph, with their caches."""
+    """Images that share every step of one graph, with all that the graph asks about them."""
 
     def __init__(self, graph: LoadedGraph, ports: Graph) -> None:
         self.slots: list[Slot] = []
         self.running = False
         self._session = graph.session
         self._ports = ports
-        self._caches = {
-            port.name: np.zeros(_with_batch(port.row_shape, port.batch_axis, 0), np.float32)
-            for port in ports.inputs
-            if port.role == "cache"
-        }
+        # By port: caches and choices as the graph takes them, pixels [B, H, W]. Laid out when an
+        # image joins, since every row would pay for it again.
+        self._arrays: dict[str, Array] = {}
 
     def leave(self, now: float) -> list[Departure]:
         """Drop slots that are painted, failed, cancelled or late; return why each one left."""
         reasons = [_departure(slot, now) for slot in self.slots]
-        keep = [index for index, reason in enumerate(reasons) if reason is None]
-        if len(keep) < len(self.slots):
-            self.slots = [self.slots[index] for index in keep]
-            for name, axis in self._cache_axes():
-                self._caches[name] = self._caches[name].take(keep, axis)
+        self._keep([index for index, reason in enumerate(reasons) if reason is None])
         return [reason for reason in reasons if reason is not None]
 
+    def park(self, job: PaintJob, images: int) -> None:
+        """Put aside the images of a job that joined last; they can join again and go on."""
+        indices = [index for index, slot in enumerate(self.slots) if slot.job is job][-images:]
+        for index in indices:
+            self.slots[index].caches = {
+                port.name: self._arrays[port.name].take(index, port.batch_axis)
+                for port in self._ports.inputs
+                if port.role == "cache"
+            }
+            job.parked.append(self.slots[index])
+        self._keep([index for index in range(len(self.slots)) if index not in indices])
+
+    def clear(self) -> None:
+        """Drop every slot."""
+        self._keep([])
+
+    def _keep(self, indices: list[int]) -> None:
+        if len(indices) == len(self.slots):
+            return
+        for slot in self.slots:
+            slot.job.held -= 1
+        self.slots = [self.slots[index] for index in indices]
+        for slot in self.slots:
+            slot.job.held += 1
+        for port in self._ports.inputs:
+            self._arrays[port.name] = self._arrays[port.name].take(indices, _slot_axis(port))
+
     def join(self, slots: Sequence[Slot]) -> None:
-        """Add images at their first row: zeros are what lies above it."""
+        """Add images: new ones at their first row, parked ones where they stood."""
+        if not slots:
+            return
+        for port in self._ports.inputs:
+            axis = _slot_axis(port)
+            joining = np.stack([_brought(slot, port) for slot in slots], axis).astype(port.dtype)
+            if self.slots:
+                joining = np.concatenate([self._arrays[port.name], joining], axis)
+            self._arrays[port.name] = joining
         self.slots.extend(slots)
-        for name, axis in self._cache_axes():
-            cache = self._caches[name]
-            shape = (*cache.shape[:axis], len(slots), *cache.shape[axis + 1 :])
-            self._caches[name] = np.concatenate([cache, np.zeros(shape, np.float32)], axis)
+        for slot in slots:
+            slot.job.held += 1
+            slot.caches = None
 
     def step(self) -> tuple[Array, Array]:
         """Paint one row of every slot; return levels and log-probabilities, [W, B].
@@ -141,22 +197,21 @@ class Lane:
         Runs on a worker's thread. The lane must not change meanwhile.
         """
         outputs = self._session.run(self._inputs())
-        for name in self._caches:
-            self._caches[name] = outputs[f"next_{name}"]
+        for port in self._ports.inputs:
+            if port.role == "cache":
+                self._arrays[port.name] = outputs[f"next_{port.name}"]
         levels = self._ports.output("levels")
         likelihood = self._ports.output("log_likelihood_map")
         assert levels and likelihood, "the manifest was checked for both"
         return outputs[levels.name], outputs[likelihood.name]
 
-    def _cache_axes(self) -> list[tuple[str, int]]:
-        return [(port.name, port.batch_axis) for port in self._ports.inputs if port.role == "cache"]
-
     def _inputs(self) -> dict[str, Array]:
-        inputs: dict[str, Array] = dict(self._caches)
+        inputs = dict(self._arrays)
+        slots = np.arange(len(self.slots))
+        rows = [slot.job.rows_done[slot.image] for slot in self.slots]
         for port in self._ports.inputs:
-            if port.role != "cache":
-                rows = [_row(slot, port.role, port.name) for slot in self.slots]
-                inputs[port.name] = np.stack(rows, axis=port.batch_axis).astype(port.dtype)
+            if port.role in _PIXELS:
+                inputs[port.name] = np.moveaxis(inputs[port.name][slots, rows], 0, port.batch_axis)
         return inputs
 
 
@@ -176,6 +231,7 @@ class RowScheduler:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Take the numbers of workers, of a lane's slots, and of those that one job may have."""
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="painter")
         self._workers = workers
         self._slots = slots
@@ -183,7 +239,8 @@ class RowScheduler:
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
         self._clock = clock
-        self._waiting: dict[LoadedGraph, list[PaintJob]] = {}  # in the order of their turns
+        # The jobs with images without a slot, in the order of their turns; the values mean nothing.
+        self._waiting: dict[LoadedGraph, dict[PaintJob, None]] = {}
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
         self._jobs: set[PaintJob] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,7 +259,7 @@ class RowScheduler:
             self._open(graph, ports)
         self._jobs.add(job)
         future.add_done_callback(lambda _: self._end(graph, job))
-        self._waiting[graph].append(job)
+        self._waiting[graph][job] = None
         self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
         for lane in self._lanes[graph]:
             if not lane.running:
@@ -263,15 +320,17 @@ class RowScheduler:
 
     def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         self._jobs.discard(job)
+        self._waiting[graph].pop(job, None)
         job.changed.set()  # whoever streams it must not wait for ever
         if not job.future.cancelled():
             job.future.exception()  # looked at: asyncio would log it where everybody has left
-        never_joined = len(job.canvas) - job.joined
-        self._metrics.waiting_images.labels(graph.model, graph.name).dec(never_joined)
+        slotless = len(job.canvas) - job.joined + len(job.parked)
+        self._metrics.waiting_images.labels(graph.model, graph.name).dec(slotless)
+        self._count_unfinished(graph, [_departure(slot, self._clock()) for slot in job.parked])
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
         """Make the lanes of a graph, with its metrics at zero."""
-        self._waiting[graph] = []
+        self._waiting[graph] = {}
         self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
         labels = graph.model, graph.name
         self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
@@ -297,17 +356,18 @@ class RowScheduler:
         finally:
             lane.running = False
             self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(lane.slots))
-            lane.slots.clear()
+            lane.clear()
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
         now = self._clock()
         self._expire(now)
         self._count_departures(graph, lane.leave(now))
-        if self._waiting[graph] and len(lane.slots) < self._slots:
-            joining = self._joining(graph, lane)
-            lane.join(joining)
-            self._count_joining(graph, len(joining))
+        if self._waiting[graph]:
+            self._park(graph, lane)
+            slots = self._joining(graph, lane)
+            self._count_joining(graph, slots)
+            lane.join(slots)
         return bool(lane.slots)
 
     def _expire(self, now: float) -> None:
@@ -316,27 +376,48 @@ class RowScheduler:
             if job.deadline <= now and not job.future.done():
                 job.future.set_exception(_deadline_exceeded())
 
+    def _park(self, graph: LoadedGraph, lane: Lane) -> None:
+        """Make room in a full lane for jobs that have no slot anywhere."""
+        waiting = self._waiting[graph]
+        held = Counter(slot.job for slot in lane.slots)
+        if len(lane.slots) < self._slots or len(held) == len(lane.slots):
+            return
+        wanted = sum(job.waiting > 0 and not job.held for job in waiting)
+        given = give_way(list(held.values()), wanted)
+        for job, images in zip(held, given, strict=True):
+            if images:
+                lane.park(job, images)
+                waiting[job] = None
+        self._count_parked(graph, sum(given))
+
     def _joining(self, graph: LoadedGraph, lane: Lane) -> list[Slot]:
         """Return the images that join a lane now.
 
         Jobs that get a slot go behind those that get none. Else an old one with many images would
         take every slot that frees.
         """
-        jobs = [job for job in self._waiting[graph] if job.waiting]
-        held = Counter(slot.job for slot in lane.slots)
-        waiting = [(job.waiting, held[job]) for job in jobs]
-        shares = share_slots(waiting, self._room(graph, lane, jobs), self._bulk_limit)
-        turns = sorted(zip(shares, jobs, strict=True), key=lambda turn: turn[0] > 0)
-        self._waiting[graph] = [job for _, job in turns]
-        slots = []
-        for share, job in turns:
-            slots += [Slot(job, job.joined + index) for index in range(share)]
-            job.joined += share
+        room, waiting = self._room(graph, lane), self._waiting[graph]
+        if not room:
+            return []
+        here = Counter(slot.job for slot in lane.slots)
+        jobs, slots = list(waiting), []
+        allowed = [min(job.waiting, self._bulk_limit - here[job]) for job in jobs]
+        shares = share_slots(
+            [(images, job.held) for images, job in zip(allowed, jobs, strict=True)], room
+        )
+        for job, share in zip(jobs, shares, strict=True):
+            if share:
+                slots += [_next_slot(job) for _ in range(share)]
+                del waiting[job]
+                if job.waiting:
+                    waiting[job] = None
         return slots
 
-    def _room(self, graph: LoadedGraph, lane: Lane, jobs: list[PaintJob]) -> int:
+    def _room(self, graph: LoadedGraph, lane: Lane) -> int:
         """Return the lane's share of all images, waiting or painted, less what it holds."""
-        images = sum(job.waiting for job in jobs)
+        if len(lane.slots) == self._slots:
+            return 0
+        images = sum(job.waiting for job in self._waiting[graph])
         images += sum(len(other.slots) for other in self._lanes[graph])
         share = min(self._slots, math.ceil(images / self._workers))
         return max(0, share - len(lane.slots))
@@ -362,18 +443,34 @@ class RowScheduler:
 
     # Gauges go up and down by what changed: versions of one model share them.
 
-    def _count_joining(self, graph: LoadedGraph, images: int) -> None:
+    def _count_joining(self, graph: LoadedGraph, slots: list[Slot]) -> None:
         labels = graph.model, graph.name
-        self._metrics.waiting_images.labels(*labels).dec(images)
-        self._metrics.busy_slots.labels(*labels).inc(images)
-        self._metrics.joined_images.labels(*labels).inc(images)
+        self._metrics.waiting_images.labels(*labels).dec(len(slots))
+        self._metrics.busy_slots.labels(*labels).inc(len(slots))
+        begun = sum(slot.caches is not None for slot in slots)  # and counted when they began
+        self._metrics.joined_images.labels(*labels).inc(len(slots) - begun)
+
+    def _count_parked(self, graph: LoadedGraph, images: int) -> None:
+        labels = graph.model, graph.name
+        self._metrics.waiting_images.labels(*labels).inc(images)
+        self._metrics.busy_slots.labels(*labels).dec(images)
 
     def _count_departures(self, graph: LoadedGraph, reasons: list[Departure]) -> None:
-        labels = graph.model, graph.name
-        self._metrics.busy_slots.labels(*labels).dec(len(reasons))
+        self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(reasons))
+        self._count_unfinished(graph, reasons)
+
+    def _count_unfinished(self, graph: LoadedGraph, reasons: Sequence[Departure | None]) -> None:
         for reason in reasons:
-            if reason != "finished":
-                self._metrics.unfinished_images.labels(*labels, reason).inc()
+            if reason not in (None, "finished"):
+                self._metrics.unfinished_images.labels(graph.model, graph.name, reason).inc()
+
+
+def _next_slot(job: PaintJob) -> Slot:
+    """Return the next image of a job that waits for a slot; those that have begun go first."""
+    if job.parked:
+        return job.parked.pop(0)
+    job.joined += 1
+    return Slot(job, job.joined - 1)
 
 
 def _departure(slot: Slot, now: float) -> Departure | None:
@@ -417,18 +514,19 @@ def _fail(job: PaintJob) -> None:
         )
 
 
-def _row(slot: Slot, role: str, name: str) -> Array:
-    """Return what a port of a role gets for the next row of a slot."""
-    canvas, row = slot.job.canvas, slot.job.rows_done[slot.image]
-    if role == "condition":
+def _slot_axis(port: Port) -> int:
+    """Return the axis of a lane's array that its slots are on."""
+    return 0 if port.role in _PIXELS else port.batch_axis
+
+
+def _brought(slot: Slot, port: Port) -> Array:
+    """Return what an image brings along for a port: zeros are what lies above its first row."""
+    canvas, image = slot.job.canvas, slot.image
+    if port.role == "cache":
+        return np.zeros(port.row_shape, np.float32) if not slot.caches else slot.caches[port.name]
+    if port.role == "condition":
         assert canvas.class_weights is not None, "the manifest describes the condition"
-        arrays: Array = canvas.class_weights
-    elif role == "control":
-        arrays = canvas.controls[name]
-    else:
-        arrays = (canvas.uniforms if role == "noise" else canvas.forced)[:, row]
-    return np.asarray(arrays[slot.image])
-
-
-def _with_batch(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
-    return (*shape[:axis], size, *shape[axis:])
+        return np.asarray(canvas.class_weights[image])
+    if port.role == "control":
+        return np.asarray(canvas.controls[port.name][image])
+    return np.asarray((canvas.uniforms if port.role == "noise" else canvas.forced)[image])

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -376,6 +376,9 @@ def test_a_draw_is_always_a_level_that_is_possible(values: list[float], uniform:
 @given(PROBABILITIES, st.integers(1, 9), st.sampled_from([0.05, 0.3, 0.77, 0.999, 1.0, 1.2]))
 def test_filters_agree_with_sorting_by_hand(values: list[float], top_k: int, top_p: float) -> None:
     probability = torch.tensor(values).double() / sum(values)
+    # Where a sum of the largest is the share itself, rounding decides about the next.
+    largest = probability.sort(descending=True).values[:top_k].cumsum(0)
+    assume(((largest - top_p * largest[-1]).abs() > 1e-9).all() or top_p >= 1)
     kept = keep_likely(probability[None], torch.tensor([top_k]), torch.tensor([top_p]))
     assert np.array_equal(kept[0].numpy(), likely(probability.numpy(), top_k, top_p))
 

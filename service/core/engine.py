@@ -180,7 +180,7 @@ class Engine:
                 raise ShuttingDown("the server is shutting down; ask another replica")
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name
-            _check_offered(found, operation)
+            found.check_offers(operation)
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
             yield found, started + timeout_seconds
@@ -285,14 +285,3 @@ def _advance(steps: Steps, outputs: Outputs | None) -> Call | Paint | Result:
     except StopIteration as end:
         result: Result = end.value
         return result
-
-
-def _check_offered(model: Model, operation: str) -> None:
-    if model.manifest is None:
-        raise ModelUnavailable(f"{model.name} was refused and does not serve: {model.reason}")
-    if operation not in model.manifest.operations:
-        offered = list(model.manifest.operations)
-        raise OperationNotOffered(
-            f"{model.name} does not offer {operation}; it offers {', '.join(offered)}",
-            operations=offered,
-        )

@@ -21,7 +21,7 @@ from service.core.manifest import (
     read_test_vectors,
     verify_files,
 )
-from service.errors import ArtifactError, ModelNotFound, ModelUnavailable
+from service.errors import ArtifactError, ModelNotFound, ModelUnavailable, OperationNotOffered
 from service.metrics import Metrics
 from service.runtime.session import OpenSession
 
@@ -52,6 +52,17 @@ class Model:
         """Keep the model from serving; the others go on."""
         self.state, self.reason = "refused", reason
         log.error("model refused", extra={"folder": str(self.folder), "reason": reason})
+
+    def check_offers(self, operation: str) -> None:
+        """Raise ModelUnavailable where it is refused, OperationNotOffered that names what is."""
+        if self.manifest is None:
+            raise ModelUnavailable(f"{self.name} was refused and does not serve: {self.reason}")
+        if operation not in self.manifest.operations:
+            offered = list(self.manifest.operations)
+            raise OperationNotOffered(
+                f"{self.name} does not offer {operation}; it offers {', '.join(offered)}",
+                operations=offered,
+            )
 
 
 class Models:

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,9 @@ from service.core.models import CALIBRATIONS, Model, Models, load_artifact
 from service.core.requests import LikelihoodRequest, Limits
 from service.errors import ArtifactError, GenserveError, StartupError
 from service.metrics import Metrics
+from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
+from service.score import find_images, score_files, write_rows
 from service.server import configure_logging, serve
 from service.settings import Settings, read_settings
 
@@ -83,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("score", help="log-likelihood of PNG images as CSV")
     _add_client_arguments(command)
-    command.add_argument("images", nargs="+", type=Path, metavar="PNG")
+    command.add_argument(
+        "images", nargs="+", type=Path, metavar="PATH", help="a PNG file, or a folder of them"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; else printed")
     command.add_argument("--binarisation", choices=("threshold", "stochastic"))
     command.add_argument("--samples", type=int, help="draws of the importance-weighted bound")
     command.set_defaults(command=_score)
@@ -245,17 +250,32 @@ def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    images = [(path.name, _read(path)) for path in arguments.images]
-    rows = client.score(
-        arguments.address,
-        model=arguments.model,
-        images=images,
-        binarisation=arguments.binarisation,
-        samples=arguments.samples,
-    )
-    print("image,log_likelihood,bits_per_dim,kind")
-    for row in rows:
-        print(f"{row.name},{row.log_likelihood:.4f},{row.bits_per_dim:.4f},{row.kind}")
+    paths = find_images(arguments.images)
+
+    def ask(images: Sequence[tuple[str, bytes]]) -> list[client.Score]:
+        return client.score(
+            arguments.address,
+            model=arguments.model,
+            images=images,
+            binarisation=arguments.binarisation,
+            samples=arguments.samples,
+        )
+
+    chunks = score_files(paths, ask, arguments.samples)
+    if arguments.out is None:
+        rows, failed = write_rows(sys.stdout, (chunk for _, chunk in chunks))
+    else:
+        rows, failed = _write_csv(arguments.out, counted(chunks, len(paths), "images"))
+    if failed:
+        raise StartupError(f"{failed} of {rows} images have no score; the column error says why")
+
+
+def _write_csv(path: Path, chunks: Iterator[list[dict[str, object]]]) -> tuple[int, int]:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            return write_rows(file, chunks)
+    except OSError as error:
+        raise StartupError(f"{path} can't be written: {error.strerror}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -14,7 +14,14 @@ from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import begin, work
 from service.core.painting import Paint
-from service.core.requests import Limits, Request, Result, SampleRequest, StreamRequest
+from service.core.requests import (
+    LikelihoodResult,
+    Limits,
+    Request,
+    Result,
+    SampleRequest,
+    StreamRequest,
+)
 from service.core.rows import PaintJob, RowScheduler
 from service.core.streaming import Progress, Reader
 from service.errors import (
@@ -247,6 +254,8 @@ class Engine:
                 outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
             else:
                 self._metrics.images.labels(model.name, operation).inc(step.count)
+                if isinstance(step, LikelihoodResult) and step.anomaly:
+                    model.watches[step.anomaly.calibration].record(step.anomaly)
                 yield Answer(manifest, step, self._reproducible)
                 return
 

@@ -68,6 +68,15 @@ def test_a_calibration_is_read_back_bit_for_bit(calibration: Calibration, tmp_pa
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_a_calibration_that_can_not_be_written_leaves_nothing(
+    calibration: Calibration, tmp_path: Path
+) -> None:
+    (tmp_path / f"{calibration.id}.json").mkdir()
+    with pytest.raises(OSError):
+        save_calibration(tmp_path, calibration)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{calibration.id}.json"]
+
+
 def test_the_id_follows_the_content(calibration: Calibration) -> None:
     assert make(normal_statistics(300), 150).id == calibration.id
     assert make(normal_statistics(300, seed=1), 150).id != calibration.id

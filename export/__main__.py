@@ -1,7 +1,8 @@
 """Export trained models: `python -m export [MODEL ...]`, all that have weights if none is named.
 
 A background (see `model_zoo.recipe`) is no model to be served, but a graph of the model that it is
-the background of. Where it has no weights, the model goes without.
+the background of. Where it has no weights, the model goes without. Models that have likelihoods are
+calibrated with images of their data set.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import export_artifact
+from export.calibrations import calibrate
 from export.errors import ExportError
 from model_zoo.family import Family, Figure, Graph
 from model_zoo.recipe import (
@@ -67,12 +69,13 @@ def _has_weights(name: str) -> bool:
     return (WEIGHTS / f"{name}.safetensors").is_file()
 
 
-def _export(recipe: str, repository: Path) -> None:
-    name = read_recipe(recipe).name
+def _export(recipe_name: str, repository: Path) -> None:
+    recipe = read_recipe(recipe_name)
+    name = recipe.name
     if model_name := background_of(name):
         logger.info("%s: skipped, it is served inside %s", name, model_name)
         return
-    model = load_trained(recipe, WEIGHTS)
+    model = load_trained(recipe_name, WEIGHTS)
     if not isinstance(model, Family):
         logger.info("%s: skipped, it generates nothing and has no graphs to serve", name)
         return
@@ -81,7 +84,7 @@ def _export(recipe: str, repository: Path) -> None:
     if _has_weights(background := name + BACKGROUND):
         graphs += _background_graphs(background)
         provenance |= {"background": _describe_background(background, record)}
-    export_artifact(
+    folder = export_artifact(
         repository,
         name=name,
         version=VERSION,
@@ -92,6 +95,7 @@ def _export(recipe: str, repository: Path) -> None:
         splits={key: _split(**split) for key, split in record["splits"].items()},
         provenance=provenance,
     )
+    calibrate(folder, recipe.dataset)
 
 
 def _background_graphs(name: str) -> tuple[Graph, ...]:

@@ -1,9 +1,11 @@
-"""The command `genserve`: serve, models, verify, sample, complete, score."""
+"""The command `genserve`: serve, models, verify, calibrate, sample, complete, score."""
 
 import argparse
 import asyncio
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,16 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from service import client
-from service.core.manifest import OPERATIONS
-from service.core.models import Model, Models, load_artifact
+from service.calibrate import NormalImages, calibrate, read_folder, read_sets
+from service.core.calibration import Calibration, save_calibration
+from service.core.manifest import OPERATIONS, Manifest
+from service.core.models import CALIBRATIONS, Model, Models, load_artifact
+from service.core.requests import LikelihoodRequest, Limits
 from service.errors import ArtifactError, GenserveError, StartupError
 from service.metrics import Metrics
+from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
+from service.score import find_images, score_files, write_rows
 from service.server import configure_logging, serve
 from service.settings import Settings, read_settings
 
@@ -49,6 +56,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="its folder")
     command.set_defaults(command=_verify)
 
+    command = commands.add_parser("calibrate", help="say what scores of normal images are")
+    command.add_argument("model", metavar="MODEL", help="name or name@version")
+    command.add_argument(
+        "folder", nargs="?", type=Path, metavar="FOLDER", help="of PNG files, or a .npy file"
+    )
+    command.add_argument("--score-fit", type=Path, metavar="FOLDER", help="images to fit on")
+    command.add_argument("--calibrate", type=Path, metavar="FOLDER", help="images to compare with")
+    command.add_argument("--source", metavar="TEXT", help="where the images are from, for records")
+    command.add_argument("--binarisation", choices=("threshold", "stochastic"))
+    command.add_argument("--samples", type=int, help="draws of the importance-weighted bound")
+    command.add_argument("--seed", type=int, default=0, help="of whatever is drawn")
+    command.add_argument("--model-repository", metavar="FOLDER")
+    command.set_defaults(command=_calibrate)
+
     command = commands.add_parser("sample", help="sample from a running service into a PNG")
     _add_generation_arguments(command)
     command.set_defaults(command=_sample)
@@ -64,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("score", help="log-likelihood of PNG images as CSV")
     _add_client_arguments(command)
-    command.add_argument("images", nargs="+", type=Path, metavar="PNG")
+    command.add_argument(
+        "images", nargs="+", type=Path, metavar="PATH", help="a PNG file, or a folder of them"
+    )
+    command.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; else printed")
     command.add_argument("--binarisation", choices=("threshold", "stochastic"))
     command.add_argument("--samples", type=int, help="draws of the importance-weighted bound")
     command.set_defaults(command=_score)
@@ -97,10 +121,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    repository = arguments.model_repository
-    settings = read_settings({"model_repository": repository} if repository else {})
-    open_session = partial(OnnxSession, provider=settings.provider)
-    models = Models(settings.model_repository, open_session, Metrics(CollectorRegistry())).all()
+    settings = _repository_settings(arguments)
+    models = _read_repository(settings).all()
     if not models:
         raise StartupError(f"there are no artifacts in '{settings.model_repository}'")
     rows = [("MODEL", "FAMILY", *OPERATIONS), *(_row(model) for model in models)]
@@ -112,6 +134,16 @@ def _models(arguments: argparse.Namespace) -> None:
     for model in models:
         if model.reason:
             print(f"{model.name}@{model.version} is refused: {model.reason}")
+
+
+def _repository_settings(arguments: argparse.Namespace) -> Settings:
+    repository = arguments.model_repository
+    return read_settings({"model_repository": repository} if repository else {})
+
+
+def _read_repository(settings: Settings) -> Models:
+    open_session = partial(OnnxSession, provider=settings.provider)
+    return Models(settings.model_repository, open_session, Metrics(CollectorRegistry()))
 
 
 def _row(model: Model) -> tuple[str, ...]:
@@ -130,6 +162,69 @@ def _verify(arguments: argparse.Namespace) -> None:
         except ArtifactError as error:
             raise ArtifactError(f"{folder}: {error}") from error
         print(f"{folder}: {manifest.name}@{manifest.version} is sound, {manifest.artifact_digest}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    check_installation()
+    settings = _repository_settings(arguments)
+    model = _read_repository(settings).find(arguments.model)
+    model.check_offers("likelihood")
+    manifest, graphs = load_artifact(model.folder, partial(OnnxSession, provider=settings.provider))
+    images = _normal_images(arguments, manifest)
+    made = calibrate(
+        manifest,
+        graphs,
+        images,
+        LikelihoodRequest(
+            images=[],
+            binarisation=arguments.binarisation,
+            samples=arguments.samples,
+            seed=arguments.seed,
+        ),
+        limits=Limits(
+            count=settings.maximum_count,
+            draws=settings.maximum_draws,
+            rows=settings.maximum_queued_rows,
+        ),
+        workers=settings.workers,
+        batch_rows=settings.maximum_batch_rows,
+    )
+    folder = model.folder.parent / CALIBRATIONS
+    try:
+        path = save_calibration(folder, made)
+    except OSError as error:
+        raise StartupError(f"{folder} can't be written: {error.strerror}") from error
+    _tell(arguments, manifest, made, path)
+    if images.copies:
+        print(
+            f"genserve: {images.copies} of the images are copies of others; unless normal images "
+            "really repeat like that, remove them: they make p-values too low",
+            file=sys.stderr,
+        )
+
+
+def _normal_images(arguments: argparse.Namespace, manifest: Manifest) -> NormalImages:
+    sets = (arguments.score_fit, arguments.calibrate)
+    if arguments.folder and not any(sets):
+        images = read_folder(manifest, arguments.folder)
+    elif all(sets) and not arguments.folder:
+        images = read_sets(manifest, *sets)
+    else:
+        raise StartupError("give one FOLDER of normal images, or both --score-fit and --calibrate")
+    return replace(images, source=arguments.source) if arguments.source else images
+
+
+def _tell(arguments: argparse.Namespace, manifest: Manifest, made: Calibration, path: Path) -> None:
+    fields = {
+        "model": f"{manifest.name}@{manifest.version}",
+        "binarisation": arguments.binarisation,
+        "samples": arguments.samples,
+        "seed": made.protocol.seed or None,
+        "calibration": made.id,
+    }
+    asked = json.dumps({name: value for name, value in fields.items() if value is not None})
+    print(f"calibration {made.id} of {made.count} images: {path}")
+    print(f"genserve reads it when it starts; likelihood requests that it answers: {asked}")
 
 
 def _sample(arguments: argparse.Namespace) -> None:
@@ -155,17 +250,32 @@ def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    images = [(path.name, _read(path)) for path in arguments.images]
-    rows = client.score(
-        arguments.address,
-        model=arguments.model,
-        images=images,
-        binarisation=arguments.binarisation,
-        samples=arguments.samples,
-    )
-    print("image,log_likelihood,bits_per_dim,kind")
-    for row in rows:
-        print(f"{row.name},{row.log_likelihood:.4f},{row.bits_per_dim:.4f},{row.kind}")
+    paths = find_images(arguments.images)
+
+    def ask(images: Sequence[tuple[str, bytes]]) -> list[client.Score]:
+        return client.score(
+            arguments.address,
+            model=arguments.model,
+            images=images,
+            binarisation=arguments.binarisation,
+            samples=arguments.samples,
+        )
+
+    chunks = score_files(paths, ask, arguments.samples)
+    if arguments.out is None:
+        rows, failed = write_rows(sys.stdout, (chunk for _, chunk in chunks))
+    else:
+        rows, failed = _write_csv(arguments.out, counted(chunks, len(paths), "images"))
+    if failed:
+        raise StartupError(f"{failed} of {rows} images have no score; the column error says why")
+
+
+def _write_csv(path: Path, chunks: Iterator[list[dict[str, object]]]) -> tuple[int, int]:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            return write_rows(file, chunks)
+    except OSError as error:
+        raise StartupError(f"{path} can't be written: {error.strerror}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -20,6 +20,10 @@ _PNG_LEVELS = 256  # whatever the model's levels are, a PNG spreads them over th
 class ClientError(Exception):
     """A service could not be reached or refused; the message is one sentence for people."""
 
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason  # of the service's error; None where it is not the service's
+
 
 @dataclass(frozen=True)
 class Score:
@@ -115,13 +119,13 @@ def _call(address: str, method: str, **fields: Any) -> Any:
             stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
             return getattr(stub, method)(request)
         except grpc.RpcError as error:
-            raise ClientError(_sentence(address, error)) from error
+            raise _refusal(address, error) from error
 
 
-def _sentence(address: str, error: grpc.RpcError) -> str:
+def _refusal(address: str, error: grpc.RpcError) -> ClientError:
     status = rpc_status.from_call(error)
     for detail in status.details if status else ():
         info = ErrorInfo()
         if detail.Unpack(info):
-            return f"{info.reason}: {error.details()}"
-    return f"{address} answered {error.code().name}: {error.details()}"
+            return ClientError(f"{info.reason}: {error.details()}", info.reason)
+    return ClientError(f"{address} answered {error.code().name}: {error.details()}")

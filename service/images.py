@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,16 @@ Levels = NDArray[np.uint8]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _READABLE_MODES = ("1", "L", "RGB")
+
+
+def png_files(folder: Path) -> list[Path]:
+    """Return the PNG files in a folder and in those below it, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".png"
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def png_size(content: bytes) -> tuple[int, int]:

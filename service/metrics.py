@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from service.errors import GenserveError
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_P_VALUES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -84,6 +85,31 @@ class Metrics:
         )
         self.open_streams = gauge(
             "genserve_open_streams", "Streams whose images are not all painted yet."
+        )
+
+        # Verdicts: what likelihoods are answered with where a calibration applies
+        self.p_value = Histogram(
+            "genserve_p_value",
+            "P-values of images by the score that decides; uniform for normal images.",
+            ["model", "calibration"],
+            registry=registry,
+            buckets=_P_VALUES,
+        )
+        self.judged_images = counter(
+            "genserve_judged_images",
+            "Images judged anomalous or normal, at the false-positive rate of their request.",
+            ["model", "calibration", "verdict"],
+        )
+        self.score_drift = gauge(
+            "genserve_score_drift",
+            "Standard deviations by which the last images score higher than normal ones; alarming "
+            "beyond 4 or -4.",
+            ["model", "calibration"],
+        )
+        self.score_drift_images = gauge(
+            "genserve_score_drift_images",
+            "Images that genserve_score_drift is of; at first there are few.",
+            ["model", "calibration"],
         )
 
         # Models

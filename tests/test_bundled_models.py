@@ -39,10 +39,14 @@ async def engine(metrics: Metrics) -> AsyncIterator[Engine]:
 @pytest.fixture(scope="module")
 def test_images() -> np.ndarray:
     """Two hundred images of the test split, uint8 [N, 28, 28, 1]."""
+    return real_images("test")[:200]
+
+
+def real_images(split: str) -> np.ndarray:
+    """Return the images of a split, uint8 [N, 28, 28, 1]; skip where there are none."""
     if not (data_directory() / "mnist").is_dir():
         pytest.skip("set GENSERVE_DATA_DIR to a folder that holds mnist/")
-    images = load_splits("mnist")["test"].images[:200]
-    return images.reshape(-1, 28, 28, 1).numpy().astype(np.uint8)
+    return load_splits("mnist")[split].images.reshape(-1, 28, 28, 1).numpy().astype(np.uint8)
 
 
 def figures(model: str) -> dict[str, dict[str, object]]:
@@ -107,6 +111,28 @@ async def test_latents_of_the_prior_explain_real_digits_worse_than_those_of_the_
     bound = await engine.run("likelihood", digits, model="mnist-vae")
     far_below = await engine.run("likelihood", plain, model="mnist-vae")
     assert np.all(far_below.result.log_likelihood < bound.result.log_likelihood - 10)
+
+
+@pytest.mark.parametrize(("model", "rule"), [("mnist-vae", "threshold"), ("mnist-realnvp", None)])
+async def test_digits_that_nothing_was_calibrated_on_are_rarely_called_anomalous(
+    engine: Engine, model: str, rule: str | None
+) -> None:
+    """Six and four scores at three rates: thirty tests, each of which fails with p = 0.00135.
+
+    By Bonferroni's inequality, valid p-values fail any of them with a probability of at most 0.04.
+    """
+    digits = real_images("select")[:1000]
+    parts = [
+        LikelihoodRequest(images=digits[start : start + 250], binarisation=rule, parts=["scores"])
+        for start in range(0, 1000, 250)
+    ]
+    answers = [(await engine.run("likelihood", part, model=model)).result for part in parts]
+    assert all(answer.anomaly.count == 5000 for answer in answers)
+    for name in answers[0].anomaly.p_values:
+        p = np.concatenate([answer.anomaly.p_values[name] for answer in answers])
+        for rate in (0.01, 0.05, 0.1):
+            slack = 3 * np.sqrt(rate * (1 - rate) * (1 / 5000 + 1 / 1000))
+            assert np.mean(p <= rate) <= rate + slack, (name, rate)
 
 
 async def test_the_flow_restores_real_images_exactly(

@@ -15,6 +15,8 @@ from service.core.calibration import (
     Calibration,
     Data,
     Protocol,
+    identify,
+    in_halves,
     make_calibration,
     read_calibration,
     save_calibration,
@@ -66,6 +68,15 @@ def test_a_calibration_is_read_back_bit_for_bit(calibration: Calibration, tmp_pa
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_a_calibration_that_can_not_be_written_leaves_nothing(
+    calibration: Calibration, tmp_path: Path
+) -> None:
+    (tmp_path / f"{calibration.id}.json").mkdir()
+    with pytest.raises(OSError):
+        save_calibration(tmp_path, calibration)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{calibration.id}.json"]
+
+
 def test_the_id_follows_the_content(calibration: Calibration) -> None:
     assert make(normal_statistics(300), 150).id == calibration.id
     assert make(normal_statistics(300, seed=1), 150).id != calibration.id
@@ -108,12 +119,41 @@ def test_what_differs_between_protocols_is_said_in_words() -> None:
     assert other.difference(PROTOCOL) == "conditioning is given, not none and draws is 5, not 4"
 
 
+# Images
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 300))
+def test_halves_do_not_depend_on_the_order_of_images(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 3, (count, 2, 2, 1)).astype(np.uint8)  # many are alike
+    halves = in_halves(images)
+    shuffled = in_halves(rng.permutation(images))
+    assert [len(half) for half in halves] == [count // 2, count - count // 2]
+    assert np.array_equal(np.concatenate(halves), np.concatenate(shuffled))
+    assert sorted(map(bytes, np.concatenate(halves))) == sorted(map(bytes, images))
+
+
+def test_copies_fall_into_both_halves() -> None:
+    images = np.zeros((400, 2, 2, 1), np.uint8)
+    images[200:] = np.random.default_rng(0).integers(0, 255, (200, 2, 2, 1))
+    black = np.sum(in_halves(images)[0].sum(axis=(1, 2, 3)) == 0)
+    assert 70 < black < 130  # 100, and three standard deviations of a draw without replacement
+
+
+def test_images_are_identified_whatever_their_order() -> None:
+    images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2, 1)
+    assert identify(images) == identify(images[::-1])
+    assert identify(images).count == 10
+    assert identify(images[:9]) != identify(images)
+
+
 # Refusals
 
 
 @pytest.mark.parametrize(("fitted", "count"), [(98, 300), (200, 298)])
 def test_too_few_images_are_refused_with_the_number_that_would_do(fitted: int, count: int) -> None:
-    with pytest.raises(OutOfRange, match=r"98 images can't calibrate; give at least 198"):
+    with pytest.raises(OutOfRange, match=r"98.* images can't calibrate; give at least 198"):
         make(normal_statistics(count), fitted)
 
 

@@ -1,5 +1,6 @@
 """The command `genserve`, end to end."""
 
+import csv
 import io
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from service.__main__ import main
+from service.images import levels_to_png
 from tests.conftest import TOYS
 from tests.fakes import SIDE
 from tests.live import LiveServer
@@ -58,11 +60,74 @@ def test_sample_writes_a_png_and_score_reads_it(
     assert main([*arguments, "--out", str(picture)]) == 0
     capsys.readouterr()
     assert main(["score", *address(server), "--model", "toy-flow", str(picture)]) == 0
-    header, row = capsys.readouterr().out.splitlines()
-    assert header == "image,log_likelihood,bits_per_dim,kind"
-    name, log_likelihood, bits_per_dim, kind = row.split(",")
-    assert (name, kind) == ("grid.png", "lower_bound")
-    assert float(log_likelihood) < 0 < float(bits_per_dim)
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["image"], row["kind"], row["error"]) == (str(picture), "lower_bound", "")
+    assert float(row["log_likelihood"]) < 0 < float(row["bits_per_dim"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of 71 images, so of several requests, each of its own grey."""
+    folder = tmp_path / "images" / "below"
+    folder.mkdir(parents=True)
+    for level in range(71):
+        image = np.full((SIDE, SIDE, 1), level, np.uint8)
+        (folder / f"{level:03}.png").write_bytes(levels_to_png(image, 256))
+    return folder.parent
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_score_writes_a_folder_in_order(server: LiveServer, folder: Path, tmp_path: Path) -> None:
+    out, arguments = tmp_path / "scores.csv", [*address(server), "--model", "toy-flow"]
+    assert main(["score", str(folder), *arguments, "--out", str(out)]) == 0
+    rows = read_csv(out)
+    paths = [folder / "below" / f"{level:03}.png" for level in range(71)]
+    assert [row["image"] for row in rows] == list(map(str, paths))
+    assert len({row["log_likelihood"] for row in rows}) == 71
+    assert not any(row["error"] for row in rows)
+
+    one = tmp_path / "one.csv"
+    assert main(["score", str(paths[40]), *arguments, "--out", str(one)]) == 0
+    (alone,) = read_csv(one)
+    expected = pytest.approx(float(rows[40]["log_likelihood"]), rel=1e-5)
+    assert float(alone["log_likelihood"]) == expected
+
+
+def test_score_goes_on_after_a_file_that_is_no_image(
+    server: LiveServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "below" / "003.png").write_bytes(b"no picture")
+    (folder / "below" / "050.png").unlink()
+    (folder / "below" / "050.png").mkdir()  # a folder can't be read as a file
+    out, arguments = tmp_path / "scores.csv", [*address(server), "--model", "toy-flow"]
+    assert main(["score", str(folder), *arguments, "--out", str(out)]) == 1
+    assert "2 of 71 images have no score" in capsys.readouterr().err
+    rows = read_csv(out)
+    assert "not a readable PNG" in rows[3]["error"]
+    assert "Is a directory" in rows[50]["error"]
+    assert [index for index, row in enumerate(rows) if not row["log_likelihood"]] == [3, 50]
+
+
+def test_score_keeps_what_was_answered_before_a_refusal(
+    server: LiveServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A grey image needs a decision for all of them: it is no fault of its file."""
+    for path in (folder / "below").glob("00*.png"):
+        path.unlink()
+    for index in range(40):
+        image = np.zeros((SIDE, SIDE, 1), np.uint8)
+        (folder / f"{index:03}.png").write_bytes(levels_to_png(image, 256))
+    (folder / "below").rename(folder / "later")
+    out, arguments = tmp_path / "scores.csv", [*address(server), "--model", "toy-vae"]
+    assert main(["score", str(folder), *arguments, "--out", str(out)]) == 1
+    assert "BINARISATION_REQUIRED" in capsys.readouterr().err
+    assert [row["image"] for row in read_csv(out)] == [
+        str(folder / f"{index:03}.png") for index in range(32)
+    ]
 
 
 def test_complete_keeps_what_is_known_of_a_png(server: LiveServer, tmp_path: Path) -> None:
@@ -99,6 +164,8 @@ def test_greedy_reaches_the_service(server: LiveServer, tmp_path: Path) -> None:
         (["sample", "--model", "toy-nothing", "--out", "x.png"], "MODEL_NOT_FOUND"),
         (["sample", "--count", "0", "--out", "x.png"], "OUT_OF_RANGE"),
         (["score", "nothing.png"], "nothing.png can't be read"),
+        (["score", __file__, "--model", "toy-nothing"], "MODEL_NOT_FOUND"),
+        (["score", __file__, "--out", "/no/folder/scores.csv"], "scores.csv can't be written"),
         (["complete", __file__, "--known", __file__, "--out", "x.png"], "not a readable PNG"),
     ],
 )

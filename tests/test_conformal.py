@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.core.conformal import (
     GROUPS,
+    drift,
     group_p_value,
     p_values,
     percentiles,
@@ -178,3 +179,25 @@ def test_a_group_with_an_infinite_score_is_anomalous() -> None:
 def test_a_group_that_is_empty_or_larger_than_the_calibration_is_refused(size: int) -> None:
     with pytest.raises(OutOfRange, match=f"the group has {size} images; allowed are 1 to 20"):
         group_p_value(np.arange(20.0), np.ones(size), seed=0)
+
+
+# Drift
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 1), (4, 3), (2, 5)])
+def test_drift_has_mean_0_and_variance_1_over_all_ways_to_choose_the_calibration(
+    count: int, size: int
+) -> None:
+    ranks = np.arange(float(count + size))
+    found = []
+    for chosen in itertools.combinations(ranks, count):
+        calibration = np.array(chosen)
+        found.append(drift(p_values(calibration, np.setdiff1d(ranks, calibration)), count))
+    assert np.mean(found) == pytest.approx(0.0, abs=1e-12)
+    assert np.var(found) == pytest.approx(1.0)
+
+
+def test_drift_is_positive_where_images_score_higher() -> None:
+    calibration = np.arange(100.0)
+    assert drift(p_values(calibration, calibration[80:]), 100) > 4
+    assert drift(p_values(calibration, calibration[:20]), 100) < -4

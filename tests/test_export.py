@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from export import __main__ as command
 from export import artifact as exporter
 from export.vectors import draw_inputs
 from model_zoo import recipe as zoo
-from model_zoo.data import SPLITS, Examples
+from model_zoo.data import SPLITS, Examples, index_hash, split_indices
 from model_zoo.train import train
 from service.core import manifest as reader
+from service.core.calibration import read_calibration
+from service.images import levels_to_png
 
 LATENT = Port("latent", "latent", (4,))
 CLASS_WEIGHTS = Port("class_weights", "condition", (3,))
@@ -588,6 +591,51 @@ def test_a_background_of_other_images_than_the_model_is_refused(run_command, tra
     (trained / "tiny-background.json").write_text(json.dumps(record))
     with pytest.raises(SystemExit, match="tiny-background was trained on other splits than tiny"):
         run_command("--repository", str(tmp_path / "models"), "tiny")
+
+
+def test_a_model_with_likelihoods_is_calibrated_with_images_of_its_data_set(
+    run_command, trained, tmp_path, monkeypatch, capsys
+):
+    write_data_set(tmp_path / "data" / "specks", count=1200)
+    monkeypatch.setenv("GENSERVE_DATA_DIR", str(tmp_path / "data"))
+    recipe = tmp_path / "recipes" / "tiny.toml"
+    recipe.write_text(recipe.read_text().replace('"none"', '"specks"'))
+    folder = tmp_path / "models" / "tiny" / "1"
+    outdated = folder.parent / "calibrations" / "outdated.json"
+    outdated.parent.mkdir(parents=True)
+    outdated.write_text('{"artifact_digest": "sha256:0"}')
+
+    run_command("--repository", str(tmp_path / "models"), "tiny")
+    (path,) = (folder.parent / "calibrations").iterdir()
+    manifest = check_artifact(folder)
+    calibration = read_calibration(path, manifest.artifact_digest)
+    assert (calibration.data.score_fit.count, calibration.data.calibrate.count) == (100, 100)
+    assert f"sha256:{index_hash(split_indices(1200)['calibrate'])}" in calibration.data.source
+    assert "likelihood_ratio" in calibration.scores
+
+    before = path.read_bytes()
+    run_command("--repository", str(tmp_path / "models"), "tiny")
+    (path,) = (folder.parent / "calibrations").iterdir()
+    assert path.read_bytes() == before
+
+
+def write_data_set(folder: Path, count: int) -> None:
+    """Write grey images of noise, each of its own brightness, as `train` and `test` zips."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for part, size in (("train", count), ("test", 1)):
+        with zipfile.ZipFile(folder / f"{part}.zip", "w") as archive:
+            for index in range(size):
+                pixels = rng.integers(0, rng.integers(50, 256), (6, 6, 1)).astype(np.uint8)
+                archive.writestr(f"speck/{index}.png", levels_to_png(pixels, 256))
+
+
+def test_a_model_whose_data_set_is_not_there_is_not_calibrated(
+    run_command, trained, tmp_path, capsys
+):
+    run_command("--repository", str(tmp_path / "models"), "tiny")
+    assert "not calibrated: data set 'none' was not found" in capsys.readouterr().out
+    assert not (tmp_path / "models" / "tiny" / "calibrations").exists()
 
 
 def test_a_recipe_of_any_path_is_exported_by_its_name(run_command, trained, tmp_path):

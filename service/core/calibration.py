@@ -7,6 +7,8 @@ stand side by side; a model is not changed by being calibrated.
 import functools
 import hashlib
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from service.core import scores as scoring
 from service.core.manifest import Digest, Part, Split
-from service.core.scores import Fit, Floats, Score, Statistics
+from service.core.scores import Fit, Floats, Levels, Score, Statistics
 from service.errors import ArtifactError, InvalidRequest, OutOfRange
 
 MINIMUM_IMAGES = 99
@@ -45,7 +47,10 @@ class Protocol(Part):
 
 
 class Data(Part):
-    """The normal images: where they came from, and which were fitted on and which compared."""
+    """The normal images: where they came from, and which were fitted on and which compared.
+
+    The hash of a split is the SHA-256 of the sorted SHA-256 digests of its images' levels.
+    """
 
     source: str
     score_fit: Split
@@ -90,6 +95,47 @@ class Calibration(Part):
         return {name: np.array(values) for name, values in self.scores.items()}
 
 
+def check_counts(score_fit: int, calibrate: int) -> None:
+    """Raise OutOfRange for too few images to fit on, or to compare with."""
+    if min(score_fit, calibrate) < MINIMUM_IMAGES:
+        raise OutOfRange(
+            f"{score_fit} + {calibrate} images can't calibrate; give at least "
+            f"{2 * MINIMUM_IMAGES}: {MINIMUM_IMAGES} are fitted on, {MINIMUM_IMAGES} others "
+            "resolve a rate of 0.01"
+        )
+
+
+def in_halves(images: Levels) -> tuple[Levels, Levels]:
+    """Divide images [N, H, W, C] into N // 2 to fit on and the rest, to be compared with.
+
+    They are put in the order of the SHA-256 of their levels, followed by how many copies of the
+    image went before (8 bytes, little-endian): names, files and times have no part in it. So the
+    copies of an image are divided like images that differ. Where normal images do repeat, p-values
+    hold only if the calibration repeats them as often, which neither dropping copies nor keeping
+    them in one half would leave it to do.
+    """
+    seen: Counter[bytes] = Counter()
+    keys = []
+    for image, digest in zip(images, digests(images), strict=True):
+        copy = seen[digest].to_bytes(8, "little")
+        keys.append(hashlib.sha256(image.tobytes() + copy).digest())
+        seen[digest] += 1
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    half = len(order) // 2
+    return images[order[:half]], images[order[half:]]
+
+
+def identify(images: Levels) -> Split:
+    """Return the count and the hash of a split of images [N, H, W, C], whatever their order."""
+    content = b"".join(sorted(digests(images)))
+    return Split(count=len(images), sha256=f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+def digests(images: Levels) -> list[bytes]:
+    """Return the SHA-256 of the levels of each image [N, H, W, C]: equal images have equal ones."""
+    return [hashlib.sha256(image.tobytes()).digest() for image in images]
+
+
 def make_calibration(
     *,
     artifact_digest: str,
@@ -102,12 +148,7 @@ def make_calibration(
 
     Raises OutOfRange for too few images, InvalidRequest where the statistics can't be fitted.
     """
-    for split in (data.score_fit, data.calibrate):
-        if split.count < MINIMUM_IMAGES:
-            raise OutOfRange(
-                f"{split.count} images can't calibrate; give at least {2 * MINIMUM_IMAGES}: one "
-                f"half is fitted on, {MINIMUM_IMAGES} of the other resolve a rate of 0.01"
-            )
+    check_counts(data.score_fit.count, data.calibrate.count)
     fit = scoring.fit(score_fit)
     scores = {name: np.sort(values) for name, values in fit.score(calibrate).items()}
     for name, values in scores.items():
@@ -136,10 +177,15 @@ def _identity(content: Mapping[str, Any]) -> str:
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Write `<folder>/<id>.json` and return its path."""
+    """Write `<folder>/<id>.json`, whole or not at all, and return its path. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{calibration.id}.json"
-    path.write_text(calibration.model_dump_json() + "\n", encoding="utf-8")
+    partial = path.with_suffix(".part")
+    try:
+        partial.write_text(calibration.model_dump_json() + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

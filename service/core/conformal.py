@@ -104,6 +104,21 @@ def q_values(p: Floats) -> Floats:
     return np.minimum(q, 1.0)
 
 
+def drift(p: Floats, count: int) -> float:
+    """Return how many standard deviations the mean rank of images is above that of normal ones.
+
+    `p` [N] are p-values by a calibration of `count` images. Their mean is the rank-sum statistic of
+    two samples, and N + `count` exchangeable images have its mean and variance (Mann & Whitney
+    1947, "On a test of whether one of two random variables is stochastically larger than the
+    other"): the chance deviations of the calibration are allowed for. Above 0, images score higher,
+    so are more anomalous. Ties with the calibration count as below it, and lower the result.
+    """
+    size = len(p)
+    above = 1.0 - (p * (count + 1) - 1.0) / count  # share of the calibration with a lower score
+    deviation = math.sqrt((count + size + 1) / (12.0 * count * size))
+    return float((above.mean() - 0.5) / deviation)
+
+
 def group_p_value(calibration: Floats, scores: Floats, seed: int) -> float:
     """Return the p-value of a group of images: is its mean score one of a group of normal images?
 

@@ -14,7 +14,14 @@ from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import begin, work
 from service.core.painting import Paint
-from service.core.requests import Limits, Request, Result, SampleRequest, StreamRequest
+from service.core.requests import (
+    LikelihoodResult,
+    Limits,
+    Request,
+    Result,
+    SampleRequest,
+    StreamRequest,
+)
 from service.core.rows import PaintJob, RowScheduler
 from service.core.streaming import Progress, Reader
 from service.errors import (
@@ -180,7 +187,7 @@ class Engine:
                 raise ShuttingDown("the server is shutting down; ask another replica")
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name
-            _check_offered(found, operation)
+            found.check_offers(operation)
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
             yield found, started + timeout_seconds
@@ -247,6 +254,8 @@ class Engine:
                 outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
             else:
                 self._metrics.images.labels(model.name, operation).inc(step.count)
+                if isinstance(step, LikelihoodResult) and step.anomaly:
+                    model.watches[step.anomaly.calibration].record(step.anomaly)
                 yield Answer(manifest, step, self._reproducible)
                 return
 
@@ -285,14 +294,3 @@ def _advance(steps: Steps, outputs: Outputs | None) -> Call | Paint | Result:
     except StopIteration as end:
         result: Result = end.value
         return result
-
-
-def _check_offered(model: Model, operation: str) -> None:
-    if model.manifest is None:
-        raise ModelUnavailable(f"{model.name} was refused and does not serve: {model.reason}")
-    if operation not in model.manifest.operations:
-        offered = list(model.manifest.operations)
-        raise OperationNotOffered(
-            f"{model.name} does not offer {operation}; it offers {', '.join(offered)}",
-            operations=offered,
-        )

@@ -13,6 +13,7 @@ import numpy as np
 
 from service.core.batcher import LoadedGraph
 from service.core.calibration import Calibration, read_calibration
+from service.core.drift import Watch
 from service.core.manifest import (
     MANIFEST_FILE,
     VERSION,
@@ -21,7 +22,7 @@ from service.core.manifest import (
     read_test_vectors,
     verify_files,
 )
-from service.errors import ArtifactError, ModelNotFound, ModelUnavailable
+from service.errors import ArtifactError, ModelNotFound, ModelUnavailable, OperationNotOffered
 from service.metrics import Metrics
 from service.runtime.session import OpenSession
 
@@ -43,6 +44,7 @@ class Model:
     manifest: Manifest | None = None
     graphs: dict[str, LoadedGraph] = field(default_factory=dict)
     calibrations: dict[str, Calibration] = field(default_factory=dict)  # by id
+    watches: dict[str, Watch] = field(default_factory=dict)  # by id of the calibration
     refused_calibrations: dict[str, str] = field(default_factory=dict)  # why, by file name
     state: State = "available"
     reason: str | None = None  # why it is refused
@@ -52,6 +54,17 @@ class Model:
         """Keep the model from serving; the others go on."""
         self.state, self.reason = "refused", reason
         log.error("model refused", extra={"folder": str(self.folder), "reason": reason})
+
+    def check_offers(self, operation: str) -> None:
+        """Raise ModelUnavailable where it is refused, OperationNotOffered that names what is."""
+        if self.manifest is None:
+            raise ModelUnavailable(f"{self.name} was refused and does not serve: {self.reason}")
+        if operation not in self.manifest.operations:
+            offered = list(self.manifest.operations)
+            raise OperationNotOffered(
+                f"{self.name} does not offer {operation}; it offers {', '.join(offered)}",
+                operations=offered,
+            )
 
 
 class Models:
@@ -110,7 +123,7 @@ class Models:
             log.exception("loading failed", extra={"model": model.name})
             model.refuse("loading it failed; the server's log says why")
             return
-        _load_calibrations(model, model.manifest.artifact_digest)
+        _load_calibrations(model, model.manifest.artifact_digest, self._metrics)
         seconds = time.monotonic() - started
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
         self._metrics.model_ready.labels(model.name, model.version).set(1)
@@ -118,7 +131,7 @@ class Models:
         log.info("model ready", extra={"model": model.name, "seconds": round(seconds, 3)})
 
 
-def _load_calibrations(model: Model, artifact_digest: str) -> None:
+def _load_calibrations(model: Model, artifact_digest: str, metrics: Metrics) -> None:
     """Load the calibrations beside the artifact; one that is refused keeps nothing from serving."""
     for path in sorted(model.folder.parent.glob(f"{CALIBRATIONS}/*.json")):
         try:
@@ -128,6 +141,7 @@ def _load_calibrations(model: Model, artifact_digest: str) -> None:
             log.warning("calibration refused", extra={"model": model.name, "reason": str(error)})
         else:
             model.calibrations[calibration.id] = calibration
+            model.watches[calibration.id] = Watch(metrics, model.name, calibration)
 
 
 def load_artifact(

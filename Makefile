@@ -11,7 +11,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -I service/rpc/pb=proto/ge
 # One thread for each of torch's and numpy's pools in tests: the workers are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: serve test test-full check fix train export bench proto schema pictures
+.PHONY: serve test test-full check fix train export bench proto schema pictures anomaly
 
 serve: .venv/serving
 	$(BIN)/genserve serve
@@ -58,6 +58,10 @@ schema: .venv/developing
 # The pictures and figures in docs/, made by the service itself: start it first.
 pictures: .venv/developing
 	$(BIN)/python docs/pictures.py
+
+# docs/anomaly.md, in about a minute a model.
+anomaly: .venv/developing
+	$(BIN)/python -m benchmarks.anomaly
 
 .venv/serving: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from benchmarks.anomaly.page import ABOVE
+from benchmarks.anomaly.scoring import likelihood_models
 from service.core import calibration, manifest
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +33,19 @@ def test_every_figure_of_the_gallery_is_the_manifests() -> None:
             name = figure["name"].replace("_", " ")
             row = f"| `{manifest['name']}` | {name}, {figure['unit']} | {figure['value']:.4g}"
             assert row in table, row
+
+
+def test_the_page_on_anomalies_is_about_the_artifacts_that_are_served() -> None:
+    page = (ROOT / "docs" / "anomaly.md").read_text()
+    scored = set(re.findall(r"^\| `([\w-]+)` \| `(sha256:\w+)` \|", page, re.M))
+    manifests = map(manifest.read_manifest, likelihood_models(ROOT / "artifacts"))
+    assert scored == {(each.name, each.artifact_digest) for each in manifests}, "run make anomaly"
+
+
+def test_the_page_on_anomalies_shows_p_values_within_their_bounds() -> None:
+    page = (ROOT / "docs" / "anomaly.md").read_text()
+    table = page.partition("## P-values")[2]
+    assert "| combined |" in table and ABOVE not in table
 
 
 def test_every_link_of_the_docs_leads_somewhere() -> None:

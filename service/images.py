@@ -65,6 +65,18 @@ def levels_to_png(image: Levels, levels: int) -> bytes:
     return buffer.getvalue()
 
 
+def heat_map(log_likelihood_map: NDArray[np.float64], levels: int) -> Levels:
+    """Show log-likelihoods of pixels [N, H, W], in nats, as grey values [N, H, W, 1].
+
+    The scale is fixed, so that pictures can be compared. 0 nats (certain) and more is black; a
+    pixel as likely as a guess among all `levels`, -ln(levels), is middle grey; twice that and less
+    is white, 255, and so is what is not a number.
+    """
+    shares = -log_likelihood_map / (2.0 * math.log(levels))
+    values = np.rint(255.0 * np.nan_to_num(np.clip(shares, 0.0, 1.0), nan=1.0))
+    return values.astype(np.uint8)[..., None]
+
+
 def grid(images: Levels, columns: int | None = None) -> Levels:
     """Lay images [N, H, W, C] out row by row as one [rows * H, columns * W, C]; gaps are 0.
 

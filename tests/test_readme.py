@@ -50,7 +50,10 @@ def test_a_command_of_the_readme_works(
     kind: str, block: str, server: LiveServer, folder: Path
 ) -> None:
     output = run(kind, block, server, folder)
-    if "/likelihood" in block:
+    if "map.png" in block:
+        picture = Image.open(folder / "map.png")
+        assert picture.size == (28, 28) and len(picture.getcolors() or []) > 10
+    elif "/likelihood" in block:
         assert '"bits_per_dim"' in output and '"lower_bound"' in output
     if "digits.png" in block:
         picture = Image.open(folder / "digits.png")

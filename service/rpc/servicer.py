@@ -63,7 +63,7 @@ class GenerationServicer(GenerationServiceServicer):
     ) -> pb.LikelihoodResponse:
         """Score images."""
         answer = await self._run("likelihood", message, context, reading.likelihood)
-        return writing.likelihoods(answer)
+        return await _scored(answer, message)
 
     async def Interpolate(
         self, message: pb.InterpolateRequest, context: Context
@@ -165,3 +165,10 @@ async def _written(response: type[Generation], answer: Answer, message: Message)
         # Compression takes a while, in which the thread lets other calls go on.
         return await asyncio.to_thread(writing.generation, response, answer, parts, png)
     return writing.generation(response, answer, parts, png)
+
+
+async def _scored(answer: Answer, message: pb.LikelihoodRequest) -> pb.LikelihoodResponse:
+    png, parts = reading.as_png(message), reading.parts(message)
+    if "log_likelihood_map" in parts:
+        return await asyncio.to_thread(writing.likelihoods, answer, parts, png)
+    return writing.likelihoods(answer, parts, png)

@@ -36,6 +36,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     # Not UNIMPLEMENTED: the server has the method, and another model offers it.
     errors.OperationNotOffered: StatusCode.FAILED_PRECONDITION,
+    errors.NotCalibrated: StatusCode.FAILED_PRECONDITION,
     errors.ModelUnavailable: StatusCode.UNAVAILABLE,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,

@@ -504,6 +504,7 @@ async def test_openapi_shows_examples_of_likelihoods_that_fit_their_schemas(
 async def test_openapi_names_the_media_types(document: dict[str, Any]) -> None:
     raw, form = ["application/x-npy"], ["multipart/form-data", "image/png", "application/x-npy"]
     bodies = {"sample": [], "interpolate": [], "complete": [], "decode": raw}
+    bodies["likelihood"] = [*form, "application/zip"]
     for name in core.OPERATIONS:
         route = document["paths"][f"/{name}"]["post"]
         assert list(route["requestBody"]["content"]) == [JSON, *bodies.get(name, form)]

@@ -130,6 +130,8 @@ class Score(BaseModel):
 class Likelihood(BaseModel):
     """The likelihood of one image, what it means, and how anomalous the image is."""
 
+    name: str | None = Field(None, description="of its file, where images came as a zip archive")
+
     log_likelihood: float | None = Field(None, description="nats; null where it is not finite")
     standard_error: float | None = Field(
         None, description="nats, of the Monte Carlo draws; null for one draw"
@@ -314,6 +316,8 @@ def _scored(manifest: Manifest, result: LikelihoodResult, body: LikelihoodBody) 
     columns: dict[str, list[Any]] = {}
     said: dict[str, Any] = {"binarisation": result.binarisation}
     absent = [None] * result.count
+    if body.names is not None:
+        columns["name"] = list(body.names)
     if "log_likelihood" in body.answer_parts:
         columns["log_likelihood"] = result.log_likelihood.tolist()
         columns["standard_error"] = _listed(result.standard_error) or absent

@@ -8,7 +8,7 @@ shapes) is checked by the core, for every transport alike.
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.arrays import Booleans, Numbers, Picture, Pictures
@@ -374,6 +374,16 @@ class LikelihoodBody(ConditionedBody):
     """Whether to test the images as one group too."""
     image_format: Literal["png", "array"] = "array"
     """The map in JSON: nested arrays [height, width] in nats, or a base64 PNG, for each image."""
+    _names: Sequence[str] | None = PrivateAttr(None)
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The names of the images, where they came with some."""
+        return self._names
+
+    def name_images(self, names: Sequence[str]) -> None:
+        """Give each image a name, for the answer."""
+        self._names = names
 
     @property
     def answer_parts(self) -> Sequence[str]:

@@ -57,6 +57,7 @@ def test_a_command_of_the_readme_works(
         assert picture.size == (28, 28) and len(picture.getcolors() or []) > 10
     elif "/likelihood" in block:
         assert '"bits_per_dim"' in output and '"lower_bound"' in output
+        assert '"p_value"' in output and '"anomalous"' in output
     if "digits.png" in block:
         picture = Image.open(folder / "digits.png")
         assert picture.size == (4 * 28, 4 * 28)

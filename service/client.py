@@ -27,12 +27,14 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Score:
-    """The log-likelihood of one image."""
+    """The log-likelihood of one image, and whether the image is anomalous."""
 
     name: str
     log_likelihood: float  # nats
     bits_per_dim: float  # NaN where the model's images have no levels
     kind: str  # exact, lower_bound or estimate
+    p_value: float | None  # of the decision score; None where no calibration holds for it
+    anomalous: bool | None  # whether p_value is at most the false-positive rate
 
 
 def sample(address: str, *, class_label: int | None = None, **fields: Any) -> bytes:
@@ -70,6 +72,7 @@ def score(
     images: Sequence[tuple[str, bytes]],
     binarisation: str | None = None,
     samples: int | None = None,
+    false_positive_rate: float | None = None,
 ) -> list[Score]:
     """Return the scores of PNG images, given with their names, in order.
 
@@ -82,11 +85,21 @@ def score(
         images=pb.Images(png=pb.PngFiles(files=[content for _, content in images])),
         binarisation=binarisation and f"BINARISATION_{binarisation.upper()}",
         samples=samples,
+        false_positive_rate=false_positive_rate,
     )
     kind = pb.LikelihoodKind.Name(answer.kind).removeprefix("LIKELIHOOD_KIND_").lower()
-    names, absent = [name for name, _ in images], [math.nan] * len(images)
-    rows = zip(names, answer.log_likelihood, answer.bits_per_dim or absent, strict=True)
-    return [Score(name, log_likelihood, bits, kind) for name, log_likelihood, bits in rows]
+    rows = zip(
+        [name for name, _ in images],
+        answer.log_likelihood,
+        answer.bits_per_dim or [math.nan] * len(images),
+        answer.p_value or [None] * len(images),
+        answer.anomalous or [None] * len(images),
+        strict=True,
+    )
+    return [
+        Score(name, log_likelihood, bits, kind, p_value, anomalous)
+        for name, log_likelihood, bits, p_value, anomalous in rows
+    ]
 
 
 def _generation(class_label: int | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ GenserveError
     InvalidImage, InvalidLatent, OutOfRange, BinarisationRequired
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
     InvalidResumeToken, ResumeMismatch
-  ModelNotFound, OperationNotOffered, ModelUnavailable
+  ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable
   QueueFull, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
 StartupError
   ArtifactError
@@ -125,6 +125,12 @@ class OperationNotOffered(GenserveError):
     """The model exists and doesn't have this operation."""
 
     reason = "OPERATION_NOT_OFFERED"
+
+
+class NotCalibrated(GenserveError):
+    """Scores or p-values are asked for, and the model has no calibration that holds for them."""
+
+    reason = "NOT_CALIBRATED"
 
 
 class ModelUnavailable(GenserveError):

@@ -1,19 +1,22 @@
-"""Images as arrays, PNG and npy: levels uint8 [N, H, W, C] in memory, files at the edges."""
+"""Images as arrays, PNG, npy and zip: levels uint8 [N, H, W, C] in memory, files at the edges."""
 
 import io
 import math
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.errors import InvalidImage, PayloadTooLarge
+from service.errors import InvalidImage, MalformedRequest, OutOfRange, PayloadTooLarge
 
 Levels = NDArray[np.uint8]
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _READABLE_MODES = ("1", "L", "RGB")
 
 
@@ -65,6 +68,18 @@ def levels_to_png(image: Levels, levels: int) -> bytes:
     return buffer.getvalue()
 
 
+def heat_map(log_likelihood_map: NDArray[np.float64], levels: int) -> Levels:
+    """Show log-likelihoods of pixels [N, H, W], in nats, as grey values [N, H, W, 1].
+
+    The scale is fixed, so that pictures can be compared. 0 nats (certain) and more is black; a
+    pixel as likely as a guess among all `levels`, -ln(levels), is middle grey; twice that and less
+    is white, 255, and so is what is not a number.
+    """
+    shares = -log_likelihood_map / (2.0 * math.log(levels))
+    values = np.rint(255.0 * np.nan_to_num(np.clip(shares, 0.0, 1.0), nan=1.0))
+    return values.astype(np.uint8)[..., None]
+
+
 def grid(images: Levels, columns: int | None = None) -> Levels:
     """Lay images [N, H, W, C] out row by row as one [rows * H, columns * W, C]; gaps are 0.
 
@@ -103,6 +118,45 @@ def npy_to_array(content: bytes, maximum_bytes: int) -> NDArray[np.generic]:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError, OverflowError) as error:
         raise InvalidImage(f"not a readable npy file: {error}") from error
+
+
+def zip_to_files(
+    content: bytes, *, maximum_files: int, maximum_bytes: int
+) -> list[tuple[str, bytes]]:
+    """Return the files of a zip archive with their names, in its order; folders are passed over.
+
+    All bounds are checked before anything is decompressed, and no entry becomes larger than it
+    claims. Raises MalformedRequest for an archive that can't be read (stored and deflated entries
+    are, encrypted ones are not), OutOfRange for more than `maximum_files`, and PayloadTooLarge for
+    more than `maximum_bytes` of contents.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            _check_entries(entries, maximum_files, maximum_bytes)
+            return [(entry.filename, archive.read(entry)) for entry in entries]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+        raise MalformedRequest(f"not a readable zip archive: {error}") from error
+    except (NotImplementedError, struct.error, OverflowError) as error:
+        raise MalformedRequest("not a readable zip archive: write it anew") from error
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], maximum_files: int, maximum_bytes: int) -> None:
+    if len(entries) > maximum_files:
+        raise OutOfRange(
+            f"the archive holds {len(entries)} files; allowed are 1 to {maximum_files}"
+        )
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > maximum_bytes:
+        raise PayloadTooLarge(
+            f"the archive's files claim {claimed} bytes; the limit is {maximum_bytes}"
+        )
+    for entry in entries:
+        if entry.flag_bits & 1 or entry.compress_type not in _ZIP_METHODS:
+            raise MalformedRequest(
+                f"'{entry.filename[:100]}' is encrypted or compressed in an unusual way; archive "
+                "it by deflate, without a password"
+            )
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

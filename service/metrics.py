@@ -84,7 +84,7 @@ class Metrics:
             ["model", "graph", "reason"],
         )
         self.open_streams = gauge(
-            "genserve_open_streams", "Streams whose images are not all painted yet."
+            "genserve_open_streams", "Streams that are open: images not all painted yet, or feeds."
         )
 
         # Verdicts: what likelihoods are answered with where a calibration applies

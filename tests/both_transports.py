@@ -21,7 +21,7 @@ async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, An
 
 async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, Any]) -> np.ndarray:
     """Return what `ask_rest` returns, for the same body."""
-    request = getattr(pb, f"{operation.capitalize()}Request")(**_to_proto(body))
+    request = getattr(pb, f"{operation.capitalize()}Request")(**to_proto(body))
     answer = await getattr(stub, operation.capitalize())(request)
     if operation == "likelihood":
         return np.array(answer.log_likelihood)
@@ -43,7 +43,8 @@ def counts(metrics: Metrics) -> dict[tuple[str, str, str], float]:
     }
 
 
-def _to_proto(body: dict[str, Any]) -> dict[str, Any]:
+def to_proto(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request's message, of those of its JSON body."""
     fields = dict(body)
     if "images" in fields:
         fields["images"] = _images(fields["images"])

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,12 +8,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.api.app import create_app
+from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.metrics import Metrics
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import Rpc, create_server
 from service.server import build_engine
 from service.settings import Settings
+from tests.calibrated import calibrate_toys
 from tests.fakes import write_toy_raster, write_toys
 
 TOYS = ("toy-gan", "toy-flow", "toy-vae")
@@ -25,6 +28,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_toys(folder)
     write_toy_raster(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Calibration]]:
+    """A repository of the toy models in which two have a calibration, and those, by model."""
+    copy = shutil.copytree(repository, tmp_path_factory.mktemp("calibrated") / "repository")
+    return copy, calibrate_toys(copy)
 
 
 @pytest.fixture

@@ -9,73 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.calibration import (
-    Calibration,
-    Data,
-    make_calibration,
-    save_calibration,
-)
+from service.core.calibration import Calibration
 from service.core.conformal import GROUPS
 from service.core.engine import Engine
-from service.core.likelihood import measure
-from service.core.manifest import Split, read_manifest
-from service.core.models import load_artifact
-from service.core.requests import ConditionRequest, LikelihoodRequest, LikelihoodResult, Limits
-from service.errors import InvalidRequest, OutOfRange
+from service.core.requests import ConditionRequest, LikelihoodRequest, LikelihoodResult
+from service.errors import InvalidRequest, NotCalibrated, OutOfRange
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings
+from tests.calibrated import calibrate, normal_images
 from tests.fakes import RASTER_LEVELS, SIDE
-from tests.test_models import open_session
-
-LIMITS = Limits(count=1000, draws=100, rows=100_000)
-MODELS = ("toy-flow", "toy-raster")
-
-
-def normal_images(count: int, levels: int, seed: int = 0) -> np.ndarray:
-    """Images between black and middle grey, each of its own brightness."""
-    rng = np.random.default_rng(seed)
-    brightness = rng.uniform(0.1, 0.5, (count, 1, 1, 1))
-    noise = rng.uniform(0.0, 1.0, (count, SIDE, SIDE, 1))
-    return (brightness * noise * levels).astype(np.int64)
-
-
-def calibrate(folder: Path, request: LikelihoodRequest, count: int = 400) -> Calibration:
-    """Calibrate an artifact with half of a request's images, after the other half was fitted."""
-    manifest, graphs = load_artifact(folder, open_session)
-    steps, outputs = measure(manifest, request, LIMITS), None
-    while True:
-        try:
-            call = next(steps) if outputs is None else steps.send(outputs)
-            outputs = graphs[call.graph].session.run(call.inputs)
-        except StopIteration as end:
-            protocol, statistics = end.value
-            break
-    half = Split(count=count // 2, sha256="sha256:" + "0" * 64)
-    made = make_calibration(
-        artifact_digest=manifest.artifact_digest,
-        protocol=protocol,
-        data=Data(source="toys", score_fit=half, calibrate=half),
-        score_fit={name: column[: count // 2] for name, column in statistics.items()},
-        calibrate={name: column[count // 2 :] for name, column in statistics.items()},
-    )
-    save_calibration(folder.parent / "calibrations", made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def calibrated(
-    repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Calibration]]:
-    """A repository of which two models have a calibration, and those."""
-    copy = shutil.copytree(repository, tmp_path_factory.mktemp("calibrated") / "repository")
-    made = {}
-    for name in MODELS:
-        levels = read_manifest(copy / name / "1").event.levels
-        made[name] = calibrate(
-            copy / name / "1", LikelihoodRequest(images=normal_images(400, levels))
-        )
-    return copy, made
 
 
 async def open_engine(repository: Path, metrics: Metrics) -> AsyncIterator[Engine]:
@@ -204,16 +147,16 @@ async def test_under_another_protocol_the_answer_is_the_likelihood(engine: Engin
 
 IMAGES = normal_images(2, RASTER_LEVELS)
 REFUSALS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    ("toy-vae", {"images": IMAGES * 0, "false_positive_rate": 0.05}, InvalidRequest,
+    ("toy-vae", {"images": IMAGES * 0, "false_positive_rate": 0.05}, NotCalibrated,
      "no calibration.*genserve calibrate, or leave out false_positive_rate"),
-    ("toy-vae", {"images": IMAGES * 0, "parts": ["scores"]}, InvalidRequest, "leave out scores"),
+    ("toy-vae", {"images": IMAGES * 0, "parts": ["scores"]}, NotCalibrated, "leave out scores"),
     ("toy-vae", {"images": IMAGES * 0, "parts": ["log_likelihood_map"]}, InvalidRequest,
-     "leave out log_likelihood_map"),
-    ("toy-flow", {"false_positive_rate": 0.05, "samples": 4}, InvalidRequest,
+     "answers no log_likelihood_map"),
+    ("toy-flow", {"false_positive_rate": 0.05, "samples": 4}, NotCalibrated,
      "estimator is iwae, not elbo"),
-    ("toy-raster", {"group": True, "condition": ConditionRequest(classes=[1])}, InvalidRequest,
+    ("toy-raster", {"group": True, "condition": ConditionRequest(classes=[1])}, NotCalibrated,
      "conditioning is given, not none"),
-    ("toy-flow", {"calibration": "0123456789ab"}, InvalidRequest, "no calibration 0123456789ab"),
+    ("toy-flow", {"calibration": "0123456789ab"}, NotCalibrated, "no calibration 0123456789ab"),
     ("toy-flow", {"group": True, "parts": ["log_likelihood"]}, InvalidRequest, "add scores"),
     ("toy-flow", {"false_positive_rate": 0.0}, OutOfRange, "more than 0 and less than 1"),
     ("toy-flow", {"false_positive_rate": 1.0}, OutOfRange, "more than 0 and less than 1"),

@@ -407,7 +407,9 @@ async def test_an_unknown_media_type_is_refused(
     [
         ("/sample", {}, "text/html", "image/png"),
         ("/sample", {}, "image/jpeg, */*;q=0", NPY),
-        ("/likelihood", {"images": LEVELS}, PNG, "application/json, application/x-npy"),
+        ("/encode", {"images": LEVELS}, PNG, "application/json, application/x-npy"),
+        ("/likelihood", {"images": LEVELS, "return": "scores"}, PNG, "holds log_likelihood_map"),
+        ("/likelihood", {"images": LEVELS, "return": "scores"}, NPY, "application/json"),
         ("/sample", {"return": ["images", "latents"]}, PNG, "application/json"),
         ("/sample", {"return": ["images", "latents"]}, NPY, "application/json"),
     ],

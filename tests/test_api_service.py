@@ -16,9 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from service.api.answers import LikelihoodAnswer
 from service.api.app import OPERATIONS, create_app
 from service.api.problems import STATUS
-from service.api.schemas import StreamCompleteBody, StreamSampleBody
+from service.api.schemas import LikelihoodBody, StreamCompleteBody, StreamSampleBody
 from service.core import operations as core
 from service.core.engine import Engine
 from service.core.resumption import read_token
@@ -487,14 +488,27 @@ async def test_openapi_documents_every_stream(document: dict[str, Any]) -> None:
         assert set(event) == set(document["components"]["schemas"]["PreviewEvent"]["properties"])
 
 
+async def test_openapi_shows_examples_of_likelihoods_that_fit_their_schemas(
+    document: dict[str, Any],
+) -> None:
+    route = document["paths"]["/likelihood"]["post"]
+    body = resolve(document, route["requestBody"]["content"][JSON]["schema"])
+    for example in body["examples"]:
+        assert LikelihoodBody.model_validate(example).to_core().images
+    answer = resolve(document, route["responses"]["200"]["content"][JSON]["schema"])
+    (example,) = answer["examples"]
+    said = LikelihoodAnswer.model_validate(example)
+    assert said.model_dump(mode="json", exclude_unset=True) == example
+
+
 async def test_openapi_names_the_media_types(document: dict[str, Any]) -> None:
     raw, form = ["application/x-npy"], ["multipart/form-data", "image/png", "application/x-npy"]
     bodies = {"sample": [], "interpolate": [], "complete": [], "decode": raw}
+    bodies["likelihood"] = [*form, "application/zip"]
     for name in core.OPERATIONS:
         route = document["paths"][f"/{name}"]["post"]
         assert list(route["requestBody"]["content"]) == [JSON, *bodies.get(name, form)]
-        arrays_only = name in ("encode", "likelihood")
-        expected = {JSON, *raw} if arrays_only else {JSON, "image/png", *raw}
+        expected = {JSON, *raw} if name == "encode" else {JSON, "image/png", *raw}
         assert set(route["responses"]["200"]["content"]) == expected
 
 

@@ -16,8 +16,9 @@ from service.core.manifest import read_manifest
 from service.core.requests import Anomaly
 from service.images import levels_to_png
 from service.metrics import Metrics
+from tests.calibrated import normal_images
 from tests.fakes import SIDE
-from tests.test_anomaly import normal_images, open_engine, score
+from tests.test_anomaly import open_engine, score
 
 
 @pytest.fixture

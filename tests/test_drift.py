@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.core.drift import WINDOW
 from service.core.engine import Engine
 from service.metrics import Metrics
-from tests.test_anomaly import calibrated as calibrated
-from tests.test_anomaly import normal_images, open_engine, score
+from tests.calibrated import normal_images
+from tests.test_anomaly import open_engine, score
 
 MODEL = "toy-flow"
 ALARM = 4  # as the documentation of the metric says

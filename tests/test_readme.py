@@ -1,5 +1,5 @@
-"""The commands of the README and of docs/painting.md run as they stand, against a real server with
-the bundled models."""
+"""The commands of the README, docs/painting.md and docs/likelihood.md run as they stand, against a
+real server with the bundled models."""
 
 import json
 import re
@@ -14,8 +14,10 @@ from tests.live import LiveServer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAINTING = (ROOT / "docs" / "painting.md").read_text()
-BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README + PAINTING, re.M | re.S)
+PAGES = [README] + [
+    (ROOT / "docs" / f"{name}.md").read_text() for name in ("painting", "likelihood")
+]
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", "".join(PAGES), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,12 @@ def test_a_command_of_the_readme_works(
     kind: str, block: str, server: LiveServer, folder: Path
 ) -> None:
     output = run(kind, block, server, folder)
-    if "/likelihood" in block:
+    if "map.png" in block:
+        picture = Image.open(folder / "map.png")
+        assert picture.size == (28, 28) and len(picture.getcolors() or []) > 10
+    elif "/likelihood" in block:
         assert '"bits_per_dim"' in output and '"lower_bound"' in output
+        assert '"p_value"' in output and '"anomalous"' in output
     if "digits.png" in block:
         picture = Image.open(folder / "digits.png")
         assert picture.size == (4 * 28, 4 * 28)
@@ -59,6 +65,8 @@ def test_a_command_of_the_readme_works(
     if '"preview"' in block:
         done = [json.loads(line[6:])["rows_done"] for line in output.splitlines()[1:-3:3]]
         assert len(done) >= 1 and done[-1] == 28 and done == sorted(done)
+    if "StreamLikelihood" in block:
+        assert len(re.findall(r"^\[\d+\.\d+\]$", output, re.M)) == 3
     if "resume_token" in block:
         *rows, last = output.split("\n")[:-1]
         assert rows[-1] == "rows 56" and last == "result None"

@@ -138,7 +138,7 @@ BAD_INPUT = {
         "Sample", pb.SampleRequest(class_label=[1] * 4097), INVALID, "INVALID_REQUEST", "most 4096",
     ),
     "more parts than a list may have": (
-        "Sample", pb.SampleRequest(returns=[1] * 4097), INVALID, "INVALID_REQUEST", "most 4096",
+        "Sample", pb.SampleRequest(returns=[1] * 4097), INVALID, "INVALID_REQUEST", "at most 8",
     ),
     "more files than a list may have": (
         "Encode", pb.EncodeRequest(model=FLOW, images=files(*[b""] * 4097)),

@@ -58,6 +58,8 @@ CHOICES = {
     pb.InterpolationMode: requests.Mode,
     pb.Binarisation: requests.BinarisationRule,
     pb.GenerationPart: requests.GenerationPart,
+    pb.LikelihoodPart: requests.LikelihoodPart,
+    pb.Estimator: requests.Estimator,
     pb.EncodingPart: fields.EncodePart,
     pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
 }
@@ -429,6 +431,7 @@ def results(scores: pb.LikelihoodResponse) -> list[dict[str, object]]:
         if name in meaning and field.enum_type:
             meaning[name] = to_word(field.enum_type, meaning[name])
     columns = ("log_likelihood", "standard_error", "bits_per_dim")
+    meaning |= dict.fromkeys(("scores", "p_value", "percentile", "q_value", "anomalous"))
     return [
         {name: (getattr(scores, name) or [None] * len(BINARY))[index] for name in columns} | meaning
         for index in range(len(BINARY))

@@ -3,13 +3,22 @@
 import base64
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.schemas import Body, CompleteBody, GenerationBody
+from service.api.schemas import Body, CompleteBody, GenerationBody, LikelihoodBody
 from service.core import noise
+from service.core.conformal import COVERAGE
 from service.core.engine import Answer, Reproducible
-from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
-from service.images import levels_to_png
+from service.core.manifest import Manifest
+from service.core.requests import (
+    Anomaly,
+    Array,
+    EncodeResult,
+    GenerationResult,
+    LikelihoodResult,
+)
+from service.core.scores import UNITS
+from service.images import heat_map, levels_to_png
 
 
 class Metadata(BaseModel):
@@ -104,15 +113,31 @@ class EncodeAnswer(Metadata):
     draws: list[list[float]] | None = Field(None, description="posterior draws, [count, size]")
 
 
-class Likelihood(BaseModel):
-    """The score of one image, and what it means."""
+class Score(BaseModel):
+    """An anomaly score of one image, higher for the more anomalous."""
 
-    log_likelihood: float = Field(description="nats")
+    value: float | None = Field(
+        description="null where it is infinite, since a number that it is made of is not finite: "
+        "the image is more anomalous than any with a number"
+    )
+    unit: str | None = Field(None, description="nats, bits or latent units; null without one")
+    p_value: float = Field(
+        description="(1 + the calibration images that score as high) / (n + 1), so the lowest is "
+        "1 / (n + 1)"
+    )
+
+
+class Likelihood(BaseModel):
+    """The likelihood of one image, what it means, and how anomalous the image is."""
+
+    name: str | None = Field(None, description="of its file, where images came as a zip archive")
+
+    log_likelihood: float | None = Field(None, description="nats; null where it is not finite")
     standard_error: float | None = Field(
-        description="nats, of the Monte Carlo draws; null for one draw"
+        None, description="nats, of the Monte Carlo draws; null for one draw"
     )
     bits_per_dim: float | None = Field(
-        description="-log2 of the probability over the image's values; null without levels"
+        None, description="-log2 of the probability over the image's values; null without levels"
     )
     quantity: str = Field(description="probability or density")
     kind: str = Field(description="exact, lower_bound or estimate")
@@ -120,13 +145,98 @@ class Likelihood(BaseModel):
     estimator: str = Field(description="how it was computed")
     conditioning: str = Field(description="given, none or marginal")
     draws: int = Field(description="noise draws for this image")
+    scores: dict[str, Score] | None = Field(
+        None, description="by name; null, as what follows, where no calibration holds for them"
+    )
+    p_value: float | None = Field(None, description="of the decision score")
+    percentile: float | None = Field(
+        None, description="percentage of calibration images with a lower decision score"
+    )
+    q_value: float | None = Field(
+        None,
+        description="lowest false discovery rate at which this image would be called anomalous "
+        "among those of the request (Benjamini and Hochberg)",
+    )
+    anomalous: bool | None = Field(
+        None, description="whether p_value is at most the false-positive rate"
+    )
+    log_likelihood_map: list[Any] | str | None = Field(
+        None,
+        description="nats, [height, width], null where one is not finite; or a base64 PNG in "
+        "which the unlikely is bright: black is 0 nats, middle grey a guess among all levels",
+    )
+
+
+# FastAPI leaves null out of examples, so there is none in this one.
+_EXAMPLE: dict[str, Any] = {
+    "model": "mnist-vae@1",
+    "artifact_digest": "sha256:1f2d...",
+    "request_id": "5f0c2d9a71be4c6f",
+    "noise_scheme": noise.SCHEME,
+    "reproducible": "bitwise",
+    "seed": 0,
+    "binarisation": "stochastic",
+    "results": [
+        {
+            "log_likelihood": -212.4,
+            "standard_error": 1.7,
+            "bits_per_dim": 0.391,
+            "quantity": "probability",
+            "kind": "lower_bound",
+            "base_measure": "counting",
+            "estimator": "elbo",
+            "conditioning": "none",
+            "draws": 4,
+            "scores": {
+                "typicality": {"value": 118.2, "unit": "nats", "p_value": 0.0162},
+                "combined": {"value": 7.914, "p_value": 0.0002},
+            },
+            "p_value": 0.0002,
+            "percentile": 100.0,
+            "q_value": 0.0002,
+            "anomalous": True,
+        }
+    ],
+    "calibration": {
+        "id": "5f0c2d9a71be",
+        "count": 5000,
+        "decision": "combined",
+        "false_positive_rate": 0.01,
+        "realised_rate": [0.0074, 0.0129],
+        "coverage": 0.95,
+    },
+}
+
+
+class AppliedCalibration(BaseModel):
+    """The calibration that scores were compared with, and how far verdicts can be trusted."""
+
+    id: str = Field(description="12 hexadecimal digits", examples=["5f0c2d9a71be"])
+    count: int = Field(description="n, the number of images that scores were compared with")
+    decision: str = Field(description="the score that p_value and anomalous are of")
+    false_positive_rate: float = Field(description="at which anomalous was decided")
+    realised_rate: tuple[float, float] = Field(
+        description="low and high: the share of normal images that this calibration really calls "
+        "anomalous lies between them with the probability `coverage`"
+    )
+    coverage: float = Field(description="probability that realised_rate holds")
 
 
 class LikelihoodAnswer(Metadata):
-    """Scores, one for each image, in the order of the images."""
+    """Likelihoods and verdicts, one for each image, in the order of the images."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     results: list[Likelihood]
     binarisation: str | None = Field(description="the rule that was applied, or null")
+    calibration: AppliedCalibration | None = Field(
+        None, description="null where none holds for the scores of this request"
+    )
+    group_p_value: float | None = Field(
+        None,
+        description="where `group` asks for it: how often as many normal images have a mean "
+        "decision score as high",
+    )
 
 
 def metadata(answer: Answer, request_id: str) -> dict[str, Any]:
@@ -157,9 +267,8 @@ def to_json(answer: Answer, body: Body, request_id: str) -> str:
             arrays: Any = {part: _listed(getattr(result, part)) for part in body.answer_parts}
             content = EncodeAnswer(**said, latent_space=latent_space(answer), **arrays)
         case LikelihoodResult() as result:
-            content = LikelihoodAnswer(
-                **said, results=_likelihoods(result), binarisation=result.binarisation
-            )
+            assert isinstance(body, LikelihoodBody)
+            content = LikelihoodAnswer(**said, **_scored(answer.manifest, result, body))
     return content.model_dump_json(exclude_unset=True)
 
 
@@ -177,9 +286,7 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
         content["images"] = (
             result.images.tolist()
             if body.image_format == "array"
-            else [
-                base64.b64encode(levels_to_png(image, levels)).decode() for image in result.images
-            ]
+            else _base64_png(result.images, levels)
         )
     for part in set(body.parts) - {"images"}:
         content[part] = result.part(part).tolist()
@@ -205,28 +312,64 @@ def _classes(result: GenerationResult) -> dict[str, Any]:
     return weights if labels is None else {**weights, "class_label": labels}
 
 
-def _likelihoods(result: LikelihoodResult) -> list[Likelihood]:
+def _scored(manifest: Manifest, result: LikelihoodResult, body: LikelihoodBody) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {}
+    said: dict[str, Any] = {"binarisation": result.binarisation}
     absent = [None] * result.count
-    rows = zip(
-        result.log_likelihood.tolist(),
-        _listed(result.standard_error) or absent,
-        _listed(result.bits_per_dim) or absent,
-        strict=True,
-    )
-    return [
-        Likelihood(
-            log_likelihood=score,
-            standard_error=error,
-            bits_per_dim=bits,
-            quantity=result.quantity,
-            kind=result.kind,
-            base_measure=result.base_measure,
-            estimator=result.estimator,
-            conditioning=result.conditioning,
-            draws=result.draws,
+    if body.names is not None:
+        columns["name"] = list(body.names)
+    if "log_likelihood" in body.answer_parts:
+        columns["log_likelihood"] = result.log_likelihood.tolist()
+        columns["standard_error"] = _listed(result.standard_error) or absent
+        columns["bits_per_dim"] = _listed(result.bits_per_dim) or absent
+    if "scores" in body.answer_parts:
+        found = result.anomaly
+        columns["scores"] = absent if found is None else _scores(found)
+        for name in ("p_value", "percentile", "q_value", "anomalous"):
+            columns[name] = absent if found is None else getattr(found, name).tolist()
+        said["calibration"] = None if found is None else _applied(found)
+        if found is not None and found.group_p_value is not None:
+            said["group_p_value"] = found.group_p_value
+    if result.log_likelihood_map is not None:
+        columns["log_likelihood_map"] = (
+            result.log_likelihood_map.tolist()
+            if body.image_format == "array"
+            else _base64_png(heat_map(result.log_likelihood_map, manifest.drawn_levels), 256)
         )
-        for score, error, bits in rows
+    names = ("quantity", "kind", "base_measure", "estimator", "conditioning", "draws")
+    meaning = {name: getattr(result, name) for name in names}
+    rows = zip(*columns.values(), strict=True)
+    said["results"] = [
+        Likelihood(**meaning, **dict(zip(columns, row, strict=True))) for row in rows
     ]
+    return said
+
+
+def _scores(found: Anomaly) -> list[dict[str, Score]]:
+    """Return the scores of each image by name."""
+    columns = {
+        name: [
+            Score(value=value, unit=UNITS[name], p_value=p_value)
+            for value, p_value in zip(values.tolist(), found.p_values[name].tolist(), strict=True)
+        ]
+        for name, values in found.scores.items()
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _applied(found: Anomaly) -> AppliedCalibration:
+    return AppliedCalibration(
+        id=found.calibration,
+        count=found.count,
+        decision=found.decision,
+        false_positive_rate=found.false_positive_rate,
+        realised_rate=found.realised_rate,
+        coverage=COVERAGE,
+    )
+
+
+def _base64_png(images: Array, levels: int) -> list[str]:
+    return [base64.b64encode(levels_to_png(image, levels)).decode() for image in images]
 
 
 def _listed(array: Array | None) -> list[Any] | None:

@@ -137,7 +137,7 @@ def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: Bod
     async def handle(request: Request) -> Response:
         with metrics.counting_refusals(operation.name):
             media_type = choose(request.headers.get("accept"), offered)
-            body = await read_body(request, operation.body, limits)
+            body = formats.settle(await read_body(request, operation.body, limits), media_type)
             formats.check_answerable(body, media_type)
             asked = body.to_core()
         run = engine.run(

@@ -1,4 +1,4 @@
-"""Request bodies: bytes within the limit, as JSON, form, PNG or npy, checked by one schema.
+"""Request bodies: bytes within the limit, as JSON, form, PNG, npy or zip, checked by one schema.
 
 Fields travel in the JSON object or in the form; beside a raw body, or none, in the query.
 """
@@ -16,7 +16,7 @@ from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from service.api.schemas import Body
+from service.api.schemas import Body, LikelihoodBody
 from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -25,9 +25,10 @@ from service.errors import (
     RequestCancelled,
     UnsupportedMediaType,
 )
-from service.images import npy_to_array
+from service.images import npy_to_array, zip_to_files
 
 JSON, FORM, PNG, NPY = "application/json", "multipart/form-data", "image/png", "application/x-npy"
+ZIP = "application/zip"
 
 _FILE_NAMES = ("images", "file")
 _MAXIMUM_TEXTS = 100  # text fields of one form
@@ -52,7 +53,10 @@ def media_types(body: type[Body]) -> list[str]:
     """Return the media types in which an operation reads its body, JSON first."""
     if body.upload is None:
         return [JSON]
-    return [JSON, NPY] if body.upload == "latents" else [JSON, FORM, PNG, NPY]
+    if body.upload == "latents":
+        return [JSON, NPY]
+    # Only these are answered file by file.
+    return [JSON, FORM, PNG, NPY, *([ZIP] if issubclass(body, LikelihoodBody) else [])]
 
 
 async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
@@ -113,11 +117,21 @@ def _parse(media_type: str, content: bytes, query: Fields, body: type[B], limits
     if media_type == JSON:
         _refuse_query(query)
         return check(body, _from_json(content))
+    if media_type == ZIP:
+        return _check_archive(content, query, body, limits)
     if media_type == PNG:
         query = _with_upload(query, body, [content])
     elif media_type == NPY:
         query = _with_upload(query, body, npy_to_array(content, limits.bytes))
     return check(body, query)
+
+
+def _check_archive(content: bytes, query: Fields, body: type[B], limits: BodyLimits) -> B:
+    files = zip_to_files(content, maximum_files=limits.files, maximum_bytes=limits.bytes)
+    checked = check(body, _with_upload(query, body, [content for _, content in files]))
+    assert isinstance(checked, LikelihoodBody), "no other operation reads archives"
+    checked.name_images([name for name, _ in files])
+    return checked
 
 
 async def _read_form(

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.core.models import Model, State
 
@@ -32,7 +33,10 @@ def list_models(engine: Engine) -> ModelList:
 
 
 def describe_manifest(model: Model) -> dict[str, Any]:
-    """Return the manifest as JSON, as far as it could be read, and the model's state."""
+    """Return the manifest as JSON, as far as it could be read, and the model's state.
+
+    Its calibrations are known once it is ready.
+    """
     manifest = model.manifest.model_dump(mode="json") if model.manifest else {}
     return {
         "name": model.name,
@@ -40,6 +44,21 @@ def describe_manifest(model: Model) -> dict[str, Any]:
         **manifest,
         "state": model.state,
         "reason": model.reason,
+        "calibrations": [_calibration(made) for made in model.calibrations.values()],
+        "refused_calibrations": [
+            {"file": file, "reason": reason} for file, reason in model.refused_calibrations.items()
+        ],
+    }
+
+
+def _calibration(made: Calibration) -> dict[str, Any]:
+    return {
+        "id": made.id,
+        "count": made.count,
+        "source": made.data.source,
+        "protocol": made.protocol.model_dump(mode="json"),
+        "decision": made.decision,
+        "scores": list(made.scores),
     }
 
 

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from service.api.arrays import Numbers, Picture
 from service.core import requests as core
-from service.core.requests import MAXIMUM_LISTED, MAXIMUM_POINTS, check_range
+from service.core.requests import MAXIMUM_LISTED, MAXIMUM_PARTS, MAXIMUM_POINTS, check_range
 
 
 def _listed(value: object) -> object:
@@ -43,15 +43,22 @@ Classes = Annotated[
 EncodePart = Literal["latents", "deviations", "draws"]
 GenerationParts = Annotated[
     list[core.GenerationPart],
-    Field(min_length=1, max_length=8, fail_fast=True),
+    Field(min_length=1, max_length=MAXIMUM_PARTS, fail_fast=True),
     BeforeValidator(
         _listed, json_schema_input_type=core.GenerationPart | list[core.GenerationPart]
     ),
 ]
 EncodeParts = Annotated[
     list[EncodePart],
-    Field(min_length=1, max_length=8, fail_fast=True),
+    Field(min_length=1, max_length=MAXIMUM_PARTS, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=EncodePart | list[EncodePart]),
+]
+LikelihoodParts = Annotated[
+    list[core.LikelihoodPart],
+    Field(min_length=1, max_length=MAXIMUM_PARTS, fail_fast=True),
+    BeforeValidator(
+        _listed, json_schema_input_type=core.LikelihoodPart | list[core.LikelihoodPart]
+    ),
 ]
 
 

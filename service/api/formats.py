@@ -4,31 +4,48 @@ What JSON says beside its arrays, the other two say in headers: `artifact_digest
 `X-Genserve-Artifact-Digest`.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import Response
 
 from service.api.answers import latent_space, metadata, to_json
 from service.api.bodies import JSON, NPY, PNG
-from service.api.schemas import Body, GenerationBody
+from service.api.schemas import Body, GenerationBody, LikelihoodBody
 from service.core.engine import Answer
 from service.core.requests import EncodeResult, GenerationResult, LikelihoodResult
 from service.errors import InvalidRequest, NotAcceptable
-from service.images import array_to_npy, grid, levels_to_png
+from service.images import array_to_npy, grid, heat_map, levels_to_png
+
+B = TypeVar("B", bound=Body)
+
+_PICTURES = "images", "log_likelihood_map"  # what a PNG can hold
 
 
 def media_types(body: type[Body]) -> list[str]:
     """Return the media types in which an operation answers, JSON first."""
-    return [JSON, PNG, NPY] if issubclass(body, GenerationBody) else [JSON, NPY]
+    shown = issubclass(body, GenerationBody | LikelihoodBody)
+    return [JSON, PNG, NPY] if shown else [JSON, NPY]
+
+
+def settle(body: B, media_type: str) -> B:
+    """Return a body that says what to answer, where that was left to the media type.
+
+    Scores are of several arrays: only JSON holds them.
+    """
+    if isinstance(body, LikelihoodBody) and body.parts is None and media_type != JSON:
+        part = "log_likelihood_map" if media_type == PNG else "log_likelihood"
+        return body.model_copy(update={"parts": [part]})
+    return body
 
 
 def check_answerable(body: Body, media_type: str) -> None:
     """Raise, before anything runs, where the media type can't hold what is asked for."""
     asked = list(dict.fromkeys(body.answer_parts))
-    if media_type == PNG and asked != ["images"]:
-        raise NotAcceptable(f"a PNG holds images, not {' and '.join(asked)}; accept {JSON}")
-    if media_type == NPY and len(asked) != 1:
+    if media_type == PNG and (len(asked) != 1 or asked[0] not in _PICTURES):
+        held = "log_likelihood_map" if isinstance(body, LikelihoodBody) else "images"
+        raise NotAcceptable(f"a PNG holds {held}, not {' and '.join(asked)}; accept {JSON}")
+    if media_type == NPY and (len(asked) != 1 or asked == ["scores"]):
         raise NotAcceptable(
             f"npy holds one array, not {' and '.join(asked)}; name one in return, or accept {JSON}"
         )
@@ -53,7 +70,11 @@ def write(answer: Answer, body: Body, media_type: str, request_id: str) -> Respo
 
 
 def _to_png(answer: Answer) -> bytes:
-    """Return one picture of all images: in the columns of the result, or about square."""
+    """Return one picture of all images or maps: in the columns of the result, or about square."""
+    if isinstance(answer.result, LikelihoodResult):
+        assert answer.result.log_likelihood_map is not None, "a PNG holds the map alone"
+        maps = heat_map(answer.result.log_likelihood_map, answer.manifest.drawn_levels)
+        return levels_to_png(grid(maps), 256)
     assert isinstance(answer.result, GenerationResult)
     picture = grid(answer.result.images, answer.result.columns)
     return levels_to_png(picture, answer.manifest.event.levels)

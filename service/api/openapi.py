@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.api import bodies, formats
 from service.api.answers import PreviewEvent, RowsEvent
-from service.api.bodies import FORM, JSON, NPY, PNG
+from service.api.bodies import FORM, JSON, NPY, PNG, ZIP
 from service.api.problems import PROBLEM_JSON, Problem
 from service.api.schemas import Body
 
@@ -98,6 +98,7 @@ def _schema(media_type: str, body: type[Body]) -> dict[str, Any]:
 
 _RAW: dict[tuple[str, str | None], str] = {
     (PNG, "images"): "one PNG",
+    (ZIP, "images"): "an archive of PNG files; each row of the answer has the name of its file",
     (NPY, "images"): "an array [count, height, width, channels]",
     (NPY, "latents"): "an array [count, size]",
 }

@@ -32,6 +32,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.ResumeMismatch: 422,
     errors.ModelNotFound: 404,
     errors.OperationNotOffered: 422,
+    errors.NotCalibrated: 422,
     errors.ModelUnavailable: 503,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,

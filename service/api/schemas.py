@@ -8,7 +8,7 @@ shapes) is checked by the core, for every transport alike.
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.arrays import Booleans, Numbers, Picture, Pictures
@@ -18,6 +18,7 @@ from service.api.fields import (
     Condition,
     EncodeParts,
     GenerationParts,
+    LikelihoodParts,
     Point,
     Seed,
     Strict,
@@ -328,6 +329,15 @@ class EncodeBody(Body):
 class LikelihoodBody(ConditionedBody):
     """Score images. An image's score does not depend on its place in the request."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "mnist-realnvp", "images": [_BLANK]},
+                {"model": "mnist-pixelcnn", "images": [_BLANK], "return": "log_likelihood_map"},
+            ]
+        }
+    )
+
     upload: ClassVar[Upload | None] = "images"
 
     images: Pictures
@@ -335,15 +345,50 @@ class LikelihoodBody(ConditionedBody):
     """Make grey levels binary first: above half, or drawn with the level as probability."""
     samples: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
     """Importance samples for one image; left out, the model's plain bound or exact value."""
+    estimator: core.Estimator | None = None
+    """`monte_carlo`: the mean of p(x|z) over `samples` latents of the prior, for models that have
+    p(x|z): a looser bound with a larger error, to compare others with."""
     seed: Seed = 0
     """Seed of the noise, 0 to 2^53 - 1."""
     scale: core.Scale = "levels"
     """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
+    parts: LikelihoodParts | None = Field(
+        None,
+        alias="return",
+        description="What to answer: log-likelihoods; anomaly scores with their p-values; the "
+        "log-likelihood of each pixel, where the model has it. Left out: the log-likelihoods, and "
+        "the scores where exactly one calibration holds for them; npy holds the log-likelihoods "
+        "then, a PNG the map.",
+    )
+    false_positive_rate: (
+        Annotated[
+            float, Field(json_schema_extra={"exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0})
+        ]
+        | None
+    ) = None
+    """Share of normal images that may be called anomalous, 0.01 where left out; above 0, below 1,
+    and at least 1 / (n + 1) for a calibration of n images."""
+    calibration: str | None = Field(None, max_length=200)
+    """Id of the calibration that scores are compared with, where several apply."""
+    group: bool = False
+    """Whether to test the images as one group too."""
+    image_format: Literal["png", "array"] = "array"
+    """The map in JSON: nested arrays [height, width] in nats, or a base64 PNG, for each image."""
+    _names: Sequence[str] | None = PrivateAttr(None)
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The names of the images, where they came with some."""
+        return self._names
+
+    def name_images(self, names: Sequence[str]) -> None:
+        """Give each image a name, for the answer."""
+        self._names = names
 
     @property
     def answer_parts(self) -> Sequence[str]:
         """The arrays that the answer holds."""
-        return ("log_likelihood",)
+        return self.parts or ("log_likelihood", "scores")
 
     def to_core(self) -> core.LikelihoodRequest:
         """Return the core's request."""
@@ -351,7 +396,12 @@ class LikelihoodBody(ConditionedBody):
             images=self.images,
             binarisation=self.binarisation,
             samples=self.samples,
+            estimator=self.estimator,
             seed=self.seed,
             condition=self.core_condition(),
             scale=self.scale,
+            parts=self.parts,
+            false_positive_rate=self.false_positive_rate,
+            calibration=self.calibration,
+            group=self.group,
         )

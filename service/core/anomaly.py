@@ -8,7 +8,7 @@ from service.core import conformal
 from service.core.calibration import Calibration, Protocol
 from service.core.requests import Anomaly, LikelihoodRequest, check_range
 from service.core.scores import Statistics
-from service.errors import InvalidRequest
+from service.errors import GenserveError, InvalidRequest, NotCalibrated
 
 
 def applicable(
@@ -16,18 +16,18 @@ def applicable(
 ) -> Calibration | None:
     """Return the calibration that scores computed by this protocol are compared with, or None.
 
-    Raises InvalidRequest where scores are asked for and there is none, or more than one, and
-    OutOfRange for a false-positive rate or a group that it can't answer for.
+    Where scores are asked for, raises NotCalibrated if there is none, and InvalidRequest if there
+    are several; OutOfRange for a false-positive rate or a group that it can't answer for.
     """
     wishes = _wishes(request)
     if request.parts is not None and "scores" not in request.parts:
         if wishes:
-            raise InvalidRequest(f"{wishes[0]} is about scores; add scores to the parts")
+            raise InvalidRequest(f"{wishes[0]} is about scores; add scores to return")
         return None
     named = [made for made in calibrations if request.calibration in (None, made.id)]
     fitting = [made for made in named if made.protocol == protocol]
     if wishes and len(fitting) != 1:
-        raise InvalidRequest(_why(calibrations, named, fitting, request, protocol, wishes[0]))
+        raise _refusal(calibrations, named, fitting, request, protocol, wishes[0])
     if len(fitting) != 1:
         return None
     if request.false_positive_rate is not None:
@@ -79,28 +79,31 @@ def _wishes(request: LikelihoodRequest) -> list[str]:
     return [name for name, wished in asked.items() if wished]
 
 
-def _why(
+def _refusal(
     calibrations: Sequence[Calibration],
     named: Sequence[Calibration],
     fitting: Sequence[Calibration],
     request: LikelihoodRequest,
     protocol: Protocol,
     wish: str,
-) -> str:
+) -> GenserveError:
     """Return why no single calibration answers a wish, and what would."""
+    known = [made.id for made in calibrations]
     if not calibrations:
-        return (
+        message = (
             "the model has no calibration, so it gives no scores and p-values; make one with "
             f"genserve calibrate, or leave out {wish}"
         )
-    if not named:
-        known = ", ".join(made.id for made in calibrations)
-        return f"there is no calibration {str(request.calibration)[:100]}; there are {known}"
-    if fitting:
+    elif not named:
+        asked = str(request.calibration)[:100]
+        message = f"there is no calibration {asked}; there are {', '.join(known)}"
+    elif fitting:
         ids = ", ".join(made.id for made in fitting)
-        return f"several calibrations apply: {ids}; name one as calibration"
-    reasons = "; ".join(f"{made.id}: {protocol.difference(made.protocol)}" for made in named)
-    return (
-        "no calibration was computed as this request's scores would be, so p-values would not "
-        f"hold ({reasons}); ask as it was computed, or make another"
-    )
+        return InvalidRequest(f"several calibrations apply: {ids}; name one as calibration")
+    else:
+        reasons = "; ".join(f"{made.id}: {protocol.difference(made.protocol)}" for made in named)
+        message = (
+            "no calibration was computed as this request's scores would be, so p-values would not "
+            f"hold ({reasons}); ask as it was computed, or make another"
+        )
+    return NotCalibrated(message, calibrations=known)

@@ -81,7 +81,7 @@ class Engine:
         self._default_models = list(default_models)
         self.default_timeout_seconds = default_timeout_seconds
         self._reproducible = reproducible
-        self._draining = False
+        self._draining = asyncio.Event()
         self._in_flight = 0
         self._quiet = asyncio.Event()  # set whenever the last request in flight ends
 
@@ -100,7 +100,9 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether every default model has passed its test vectors and work is taken."""
-        return not self._draining and all(state == "ready" for state in self.readiness().values())
+        return not self._draining.is_set() and all(
+            state == "ready" for state in self.readiness().values()
+        )
 
     def default_for(self, model: Model) -> list[str]:
         """Return the operations that run on this model where a request names none."""
@@ -111,9 +113,13 @@ class Engine:
                     operations.append(operation)
         return operations
 
+    async def until_draining(self) -> None:
+        """Return once new requests are refused."""
+        await self._draining.wait()
+
     async def drain(self) -> None:
         """Stop being ready, refuse new requests, and finish those that were accepted."""
-        self._draining = True
+        self._draining.set()
         if self._in_flight:
             await self._quiet.wait()
         await self._batcher.close()
@@ -121,7 +127,7 @@ class Engine:
 
     def abort(self) -> None:
         """Fail the requests in flight with ShuttingDown: the time for draining is over."""
-        self._draining = True
+        self._draining.set()
         self._batcher.abort()
         self._rows.abort()
         self._quiet.set()  # a stream whose client does not read would keep `drain` for ever
@@ -183,7 +189,7 @@ class Engine:
         label, code = "", "INTERNAL"
         self._enter()
         try:
-            if self._draining:
+            if self._draining.is_set():
                 raise ShuttingDown("the server is shutting down; ask another replica")
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name

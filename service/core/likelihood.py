@@ -215,22 +215,29 @@ def _statistics(
 
 
 def mean_log_weight(weights: Floats) -> tuple[Floats, Floats | None]:
-    """Return the mean over draws of log weights [N, k], and its standard error for k > 1."""
+    """Return the mean over draws of log weights [N, k], and its standard error for k > 1.
+
+    Where a weight is 0, its log is -inf: so is the mean, and the error is not a number.
+    """
     draws = weights.shape[1]
     if draws == 1:
         return weights[:, 0], None
-    return weights.mean(axis=1), weights.std(axis=1, ddof=1) / np.sqrt(draws)
+    with np.errstate(invalid="ignore"):
+        return weights.mean(axis=1), weights.std(axis=1, ddof=1) / np.sqrt(draws)
 
 
 def log_mean_weight(weights: Floats) -> tuple[Floats, Floats | None]:
     """Return log(mean over draws of exp(log weights)) for [N, k], and its standard error.
 
     The error is the delta method's: the standard error of the mean weight over the mean weight.
-    Where a few weights dominate it says too little: it can't exceed 1 nat.
+    Where a few weights dominate it says too little: it can't exceed 1 nat. Where every weight is 0,
+    the result is -inf, and the error is not a number.
     """
     highest = weights.max(axis=1, keepdims=True)
+    highest = np.where(np.isneginf(highest), 0.0, highest)  # -inf - -inf is no number
     mean, error = mean_log_weight(np.exp(weights - highest))
-    return highest[:, 0] + np.log(mean), None if error is None else error / mean
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return highest[:, 0] + np.log(mean), None if error is None else error / mean
 
 
 def _bits_per_dim(manifest: Manifest, log_likelihood: Floats) -> Floats | None:
@@ -251,7 +258,8 @@ def _check_map(manifest: Manifest, request: LikelihoodRequest, estimate: Estimat
         return
     if manifest.graphs[estimate.graph].output("log_likelihood_map") is None:
         raise InvalidRequest(
-            f"{manifest.name} has no log-likelihood of single pixels; leave out log_likelihood_map"
+            f"{manifest.name} has no log-likelihood of single pixels, so it answers no "
+            "log_likelihood_map; ask for log_likelihood"
         )
     if estimate.importance:
         raise InvalidRequest(
@@ -261,7 +269,7 @@ def _check_map(manifest: Manifest, request: LikelihoodRequest, estimate: Estimat
 
 
 def _map(manifest: Manifest, estimate: Estimate, outputs: Outputs) -> Floats:
-    """Return the log-likelihood of each pixel, in nats, the mean over draws, [N, ...]."""
+    """Return the log-likelihood of each pixel, in nats, the mean over draws, [N, H, W]."""
     values = output(manifest.graphs[estimate.graph], outputs, "log_likelihood_map")
     draws = values.astype(np.float64).reshape(-1, estimate.draws, *values.shape[1:])
     mean: Floats = draws.mean(axis=1)

@@ -388,6 +388,17 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
+    def _a_map_has_a_number_for_each_pixel(self) -> Self:
+        for name in self.graphs.keys() & {"log_likelihood", "log_mass_given_latent"}:
+            port = self.graphs[name].output("log_likelihood_map")
+            if port and port.row_shape != self.event.shape[:2]:
+                raise ValueError(
+                    f"port '{port.name}' of graph '{name}' has rows of shape {port.row_shape}; a "
+                    f"log_likelihood_map is {self.event.shape[:2]}, a number for each pixel"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _means_and_deviations_are_for_the_channels(self) -> Self:
         for values in (self.preprocess.mean, self.preprocess.deviation):
             if len(values) not in (1, self.event.shape[2]):

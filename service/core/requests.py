@@ -29,6 +29,8 @@ MAXIMUM_TIMEOUT_MS = 600_000
 """The longest time, in milliseconds, that a request may give its answer."""
 MAXIMUM_LISTED = 4096
 """The most entries of one list in a request, be they of JSON or of a message."""
+MAXIMUM_PARTS = 8
+"""The most parts that an answer is asked for."""
 MAXIMUM_POINTS = 64
 """The most points that arithmetic adds, and that it subtracts."""
 
@@ -298,7 +300,7 @@ class LikelihoodResult:
     draws: int
     binarisation: str | None
     seed: int
-    log_likelihood_map: NDArray[np.float64] | None = None  # nats, [N] and the port's row shape
+    log_likelihood_map: NDArray[np.float64] | None = None  # [N, H, W], nats
     anomaly: Anomaly | None = None  # None where no calibration applies
 
     @property

@@ -43,6 +43,17 @@ Score = Literal[
     "combined",
 ]
 
+UNITS: dict[Score, str | None] = {
+    "typicality": "nats",
+    "complexity_adjusted": "bits",
+    "likelihood_ratio": "nats",
+    "reconstruction_error": "nats",
+    "kl_divergence": "nats",
+    "latent_norm": "latent units",
+    "combined": None,
+}
+"""The unit of each score; `latent units` are those of the latent's coordinates."""
+
 _NEEDED: dict[Score, tuple[Statistic, ...]] = {
     "typicality": ("log_likelihood",),
     "complexity_adjusted": ("log_likelihood", "codec_bits"),

@@ -5,13 +5,14 @@ Only what is set is handed on, so that the defaults live in the core alone.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from google.protobuf.message import Message
 
 from service.core.requests import (
     MAXIMUM_LISTED,
+    MAXIMUM_PARTS,
     MAXIMUM_POINTS,
     MAXIMUM_TIMEOUT_MS,
     Array,
@@ -22,6 +23,7 @@ from service.core.requests import (
     Endpoint,
     Images,
     InterpolateRequest,
+    LikelihoodPart,
     LikelihoodRequest,
     ReconstructRequest,
     SampleRequest,
@@ -41,6 +43,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _SAMPLING = (
     "count", "seed", "temperature", "truncation", "top_k", "top_p", "greedy", "scale"
+)  # fmt: skip
+_SCORING = (
+    "binarisation", "samples", "estimator", "seed", "scale", "false_positive_rate", "calibration",
+    "group"
 )  # fmt: skip
 _SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
 
@@ -90,9 +96,10 @@ def reconstruct(message: pb.ReconstructRequest) -> ReconstructRequest:
 def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
     """Return what a LikelihoodRequest asks."""
     return LikelihoodRequest(
-        **_given(message, "binarisation", "samples", "seed", "scale"),
+        **_given(message, *_SCORING),
         images=_images(message.images, message.scale),
         condition=_condition(message),
+        parts=cast(list[LikelihoodPart], parts(message)) or None,
     )
 
 
@@ -135,23 +142,24 @@ def parts(message: Message) -> list[str]:
     field = message.DESCRIPTOR.fields_by_name.get("returns")
     if field is None:
         return []
-    return [to_word(field.enum_type, number) for number in _listed(message, "returns")]
+    return [
+        to_word(field.enum_type, number) for number in _listed(message, "returns", MAXIMUM_PARTS)
+    ]
 
 
 def as_png(message: Message) -> bool:
-    """Return whether images shall be PNG files; raises InvalidRequest where they can't be."""
-    png: bool = _given(message, "image_format").get("image_format") == "png"
-    if png and message.scale == pb.SCALE_UNIT:
-        raise InvalidRequest(
-            "a PNG holds levels: set image_format to IMAGE_FORMAT_ARRAY, or leave out scale"
-        )
-    return png
+    """Return whether images, or maps, shall be PNG files."""
+    return bool(_given(message, "image_format").get("image_format") == "png")
 
 
 def check_answerable(message: Message) -> None:
     """Raise InvalidRequest, before anything runs, where the answer can't be what is asked for."""
     parts(message)
-    as_png(message)
+    scored = isinstance(message, pb.LikelihoodRequest)  # a map has no scale
+    if as_png(message) and not scored and message.scale == pb.SCALE_UNIT:
+        raise InvalidRequest(
+            "a PNG holds levels: set image_format to IMAGE_FORMAT_ARRAY, or leave out scale"
+        )
 
 
 def timeout_seconds(message: Message, remaining_seconds: float | None) -> float | None:

@@ -4,7 +4,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,10 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
             return handler
         # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
         serializer = handler.response_serializer
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                partial(_converse, method, handler), response_serializer=serializer
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 partial(_stream, self._metrics, method, handler), response_serializer=serializer
@@ -125,16 +129,42 @@ async def _stream(
     content: bytes,
     context: grpc.aio.ServicerContext,
 ) -> None:
-    """Answer one call with messages; the next one is asked for once the last one is on its way."""
+    """Answer one call with messages."""
     async with _enveloped(method, context) as request_id:
         with metrics.counting_refusals(method.lower()):
             request = _parse(handler, content)
-        # Closed here, so that the work ends at once where the client leaves.
-        async with aclosing(handler.unary_stream(request, context)) as messages:
-            async for message in messages:
-                if message.HasField("result"):
-                    message.result.request_id = request_id
-                await context.write(message)
+        await _write_all(handler.unary_stream(request, context), request_id, context)
+
+
+async def _converse(
+    method: str,
+    handler: grpc.RpcMethodHandler,
+    contents: AsyncIterator[bytes],
+    context: grpc.aio.ServicerContext,
+) -> None:
+    """Answer messages with messages, while they arrive."""
+
+    async def messages() -> AsyncIterator[Message | MalformedRequest]:
+        async for content in contents:
+            try:
+                message: Message | MalformedRequest = _parse(handler, content)
+            except MalformedRequest as error:
+                message = error
+            yield message
+
+    async with _enveloped(method, context) as request_id:
+        await _write_all(handler.stream_stream(messages(), context), request_id, context)
+
+
+async def _write_all(
+    messages: AsyncGenerator[Any, None], request_id: str, context: grpc.aio.ServicerContext
+) -> None:
+    """Write messages; the next one is asked for once the last one is on its way."""
+    async with aclosing(messages):  # so that the work ends at once where the client leaves
+        async for message in messages:
+            if message.HasField("result"):
+                message.result.request_id = request_id
+            await context.write(message)
 
 
 @asynccontextmanager

@@ -5,8 +5,9 @@ An error leaves a method as a GenserveError; the server around it makes it a sta
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -16,10 +17,13 @@ from service.core.engine import Answer, Engine
 from service.core.models import Model
 from service.core.requests import Request
 from service.core.streaming import Preview, Rows
+from service.errors import GenserveError, MalformedRequest
 from service.metrics import Metrics
 from service.rpc import reading, writing
+from service.rpc.feed import answer_in_order
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceServicer
+from service.rpc.status import to_entry
 from service.rpc.writing import Generation
 
 Read = Callable[[Any], Request]
@@ -27,6 +31,7 @@ Context: TypeAlias = grpc.aio.ServicerContext
 Streaming: TypeAlias = pb.StreamSampleRequest | pb.StreamCompleteRequest
 Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
+_MAXIMUM_UNANSWERED = 32  # messages of a feed that are read and not yet answered
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 
 
@@ -63,7 +68,7 @@ class GenerationServicer(GenerationServiceServicer):
     ) -> pb.LikelihoodResponse:
         """Score images."""
         answer = await self._run("likelihood", message, context, reading.likelihood)
-        return writing.likelihoods(answer)
+        return await _scored(answer, message)
 
     async def Interpolate(
         self, message: pb.InterpolateRequest, context: Context
@@ -92,6 +97,36 @@ class GenerationServicer(GenerationServiceServicer):
         """Draw the rest of an image, and show it while it is painted."""
         forms = pb.StreamCompleteResponse, pb.CompleteResponse
         return self._stream("complete", message, context, reading.complete, *forms)
+
+    async def StreamLikelihood(
+        self,
+        messages: AsyncIterator[pb.StreamLikelihoodRequest | MalformedRequest],
+        context: Context,
+    ) -> AsyncGenerator[pb.StreamLikelihoodResponse, None]:
+        """Score a feed; bytes that were no message come as the error to answer them with."""
+        with self._metrics.open_streams.track_inprogress():
+            answers = answer_in_order(
+                messages,
+                partial(self._score, context),
+                at_once=_MAXIMUM_UNANSWERED,
+                stopping=self._engine.until_draining,
+            )
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
+
+    async def _score(
+        self, context: Context, message: pb.StreamLikelihoodRequest | MalformedRequest
+    ) -> pb.StreamLikelihoodResponse:
+        """Answer one message of a feed, with its error where there is one."""
+        try:
+            if isinstance(message, MalformedRequest):
+                with self._metrics.counting_refusals("likelihood"):
+                    raise message
+            result = await self.Likelihood(message.request, context)
+        except GenserveError as error:
+            return pb.StreamLikelihoodResponse(error=to_entry(error))
+        return pb.StreamLikelihoodResponse(result=result)
 
     async def ListModels(
         self, message: pb.ListModelsRequest, context: Context
@@ -165,3 +200,10 @@ async def _written(response: type[Generation], answer: Answer, message: Message)
         # Compression takes a while, in which the thread lets other calls go on.
         return await asyncio.to_thread(writing.generation, response, answer, parts, png)
     return writing.generation(response, answer, parts, png)
+
+
+async def _scored(answer: Answer, message: pb.LikelihoodRequest) -> pb.LikelihoodResponse:
+    png, parts = reading.as_png(message), reading.parts(message)
+    if "log_likelihood_map" in parts:
+        return await asyncio.to_thread(writing.likelihoods, answer, parts, png)
+    return writing.likelihoods(answer, parts, png)

@@ -11,6 +11,7 @@ from grpc import StatusCode
 from grpc_status import rpc_status
 
 from service import errors
+from service.rpc.pb import generation_service_pb2 as pb
 
 DOMAIN = "genserve"
 
@@ -36,6 +37,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     # Not UNIMPLEMENTED: the server has the method, and another model offers it.
     errors.OperationNotOffered: StatusCode.FAILED_PRECONDITION,
+    errors.NotCalibrated: StatusCode.FAILED_PRECONDITION,
     errors.ModelUnavailable: StatusCode.UNAVAILABLE,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
@@ -56,6 +58,13 @@ def to_status(error: errors.GenserveError) -> rpc_status._Status:
         delay.FromMilliseconds(round(1000 * retry_after_seconds))
         details.append(RetryInfo(retry_delay=delay))
     return _status(STATUS_CODES[type(error)], error.message, details)
+
+
+def to_entry(error: errors.GenserveError) -> pb.Error:
+    """Return the entry that answers one message of a stream with an error."""
+    return pb.Error(
+        reason=error.reason, message=_bounded(error.message), metadata=_metadata(error.details)
+    )
 
 
 def internal_status(request_id: str) -> rpc_status._Status:

@@ -5,14 +5,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from service.core.calibration import Calibration
+from service.core.conformal import COVERAGE
 from service.core.engine import Answer
 from service.core.manifest import Manifest
 from service.core.models import Model
 from service.core.noise import SCHEME
-from service.core.requests import Array, EncodeResult, GenerationResult, LikelihoodResult
+from service.core.requests import (
+    Anomaly,
+    Array,
+    EncodeResult,
+    GenerationResult,
+    LikelihoodResult,
+)
+from service.core.scores import UNITS
 from service.core.streaming import Preview, Rows
 from service.errors import NotAcceptable
-from service.images import grid, levels_to_png
+from service.images import grid, heat_map, levels_to_png
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_name
 
@@ -84,15 +93,22 @@ def encoding(answer: Answer, parts: Sequence[str]) -> pb.EncodeResponse:
     )
 
 
-def likelihoods(answer: Answer) -> pb.LikelihoodResponse:
-    """Return the answer of Likelihood: a column for each number, and what all of them mean."""
+def likelihoods(answer: Answer, parts: Sequence[str], png: bool) -> pb.LikelihoodResponse:
+    """Return the answer of Likelihood: a column for each number, and what all of them mean.
+
+    `parts` are words, [] log-likelihoods and what scores there are.
+    """
     result = answer.result
     assert isinstance(result, LikelihoodResult), "the operation scores"
+    fields = _origin(answer)
+    if not parts or "log_likelihood" in parts:
+        for name in ("log_likelihood", "standard_error", "bits_per_dim"):
+            fields[name] = _column(getattr(result, name))
+    if result.anomaly is not None:
+        fields |= _verdict(result.anomaly)
     return pb.LikelihoodResponse(
-        **_origin(answer),
-        log_likelihood=_column(result.log_likelihood),
-        standard_error=_column(result.standard_error),
-        bits_per_dim=_column(result.bits_per_dim),
+        **fields,
+        log_likelihood_map=_map(answer.manifest, result.log_likelihood_map, png),
         quantity=to_name(pb.Quantity.DESCRIPTOR, result.quantity),
         kind=to_name(pb.LikelihoodKind.DESCRIPTOR, result.kind),
         base_measure=to_name(pb.BaseMeasure.DESCRIPTOR, result.base_measure),
@@ -103,6 +119,40 @@ def likelihoods(answer: Answer) -> pb.LikelihoodResponse:
     )
 
 
+def _verdict(found: Anomaly) -> dict[str, Any]:
+    return {
+        "scores": {
+            name: pb.Score(unit=UNITS[name], value=_column(values), p_value=found.p_values[name])
+            for name, values in found.scores.items()
+        },
+        "p_value": _column(found.p_value),
+        "percentile": _column(found.percentile),
+        "q_value": _column(found.q_value),
+        "anomalous": found.anomalous.tolist(),
+        "calibration": pb.AppliedCalibration(
+            id=found.calibration,
+            count=found.count,
+            decision=found.decision,
+            false_positive_rate=found.false_positive_rate,
+            realised_rate=found.realised_rate,
+            coverage=COVERAGE,
+        ),
+        "group_p_value": found.group_p_value,
+    }
+
+
+def _map(manifest: Manifest, nats: Array | None, png: bool) -> pb.LogLikelihoodMap | None:
+    if nats is None:
+        return None
+    count, height, width = nats.shape
+    sizes = {"count": count, "height": height, "width": width}
+    if not png:
+        return pb.LogLikelihoodMap(**sizes, values=nats.ravel().tolist())
+    pictures = heat_map(nats, manifest.drawn_levels)
+    files = [levels_to_png(picture, 256) for picture in pictures]
+    return pb.LogLikelihoodMap(**sizes, png=pb.PngFiles(files=files))
+
+
 def model(found: Model, default_for: Sequence[str]) -> pb.Model:
     """Return the description of a model, and the operations that it is the default of."""
     return pb.Model(
@@ -111,6 +161,11 @@ def model(found: Model, default_for: Sequence[str]) -> pb.Model:
         state=to_name(pb.ModelState.DESCRIPTOR, found.state),
         reason=found.reason,
         default_for=default_for,
+        calibrations=[_calibration(made) for made in found.calibrations.values()],
+        refused_calibrations=[
+            pb.RefusedCalibration(file=file, reason=reason)
+            for file, reason in found.refused_calibrations.items()
+        ],
         **(_description(found.manifest) if found.manifest else {}),
     )
 
@@ -204,6 +259,25 @@ def _description(manifest: Manifest) -> dict[str, Any]:
             pb.Figure(**figure.model_dump(exclude={"published"})) for figure in manifest.quality
         ],
     }
+
+
+def _calibration(made: Calibration) -> pb.Calibration:
+    protocol = made.protocol
+    return pb.Calibration(
+        id=made.id,
+        count=made.count,
+        source=made.data.source,
+        protocol=pb.CalibrationProtocol(
+            conditioning=to_name(pb.Conditioning.DESCRIPTOR, protocol.conditioning),
+            binarisation=to_name(pb.Binarisation.DESCRIPTOR, protocol.binarisation),
+            estimator=protocol.estimator,
+            draws=protocol.draws,
+            seed=protocol.seed,
+            codec=protocol.codec,
+        ),
+        decision=made.decision,
+        scores=made.scores,
+    )
 
 
 def _event(manifest: Manifest) -> pb.Event:

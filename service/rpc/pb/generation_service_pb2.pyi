@@ -40,6 +40,18 @@ class EncodingPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_PART_DEVIATIONS: _ClassVar[EncodingPart]
     ENCODING_PART_DRAWS: _ClassVar[EncodingPart]
 
+class LikelihoodPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LIKELIHOOD_PART_UNSPECIFIED: _ClassVar[LikelihoodPart]
+    LIKELIHOOD_PART_LOG_LIKELIHOOD: _ClassVar[LikelihoodPart]
+    LIKELIHOOD_PART_SCORES: _ClassVar[LikelihoodPart]
+    LIKELIHOOD_PART_LOG_LIKELIHOOD_MAP: _ClassVar[LikelihoodPart]
+
+class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ESTIMATOR_UNSPECIFIED: _ClassVar[Estimator]
+    ESTIMATOR_MONTE_CARLO: _ClassVar[Estimator]
+
 class Binarisation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     BINARISATION_UNSPECIFIED: _ClassVar[Binarisation]
@@ -109,6 +121,12 @@ ENCODING_PART_UNSPECIFIED: EncodingPart
 ENCODING_PART_LATENTS: EncodingPart
 ENCODING_PART_DEVIATIONS: EncodingPart
 ENCODING_PART_DRAWS: EncodingPart
+LIKELIHOOD_PART_UNSPECIFIED: LikelihoodPart
+LIKELIHOOD_PART_LOG_LIKELIHOOD: LikelihoodPart
+LIKELIHOOD_PART_SCORES: LikelihoodPart
+LIKELIHOOD_PART_LOG_LIKELIHOOD_MAP: LikelihoodPart
+ESTIMATOR_UNSPECIFIED: Estimator
+ESTIMATOR_MONTE_CARLO: Estimator
 BINARISATION_UNSPECIFIED: Binarisation
 BINARISATION_THRESHOLD: Binarisation
 BINARISATION_STOCHASTIC: Binarisation
@@ -343,7 +361,7 @@ class ReconstructResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LikelihoodRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition")
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -353,6 +371,12 @@ class LikelihoodRequest(_message.Message):
     SCALE_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     CONDITION_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
@@ -362,10 +386,23 @@ class LikelihoodRequest(_message.Message):
     scale: Scale
     class_label: _containers.RepeatedScalarFieldContainer[int]
     condition: Condition
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+    estimator: Estimator
+    returns: _containers.RepeatedScalarFieldContainer[LikelihoodPart]
+    false_positive_rate: float
+    calibration: str
+    group: bool
+    image_format: ImageFormat
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., returns: _Optional[_Iterable[_Union[LikelihoodPart, str]]] = ..., false_positive_rate: _Optional[float] = ..., calibration: _Optional[str] = ..., group: bool = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
 
 class LikelihoodResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "log_likelihood", "standard_error", "bits_per_dim", "quantity", "kind", "base_measure", "estimator", "conditioning", "draws", "binarisation")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "log_likelihood", "standard_error", "bits_per_dim", "quantity", "kind", "base_measure", "estimator", "conditioning", "draws", "binarisation", "scores", "p_value", "percentile", "q_value", "anomalous", "calibration", "group_p_value", "log_likelihood_map")
+    class ScoresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Score
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Score, _Mapping]] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -382,6 +419,14 @@ class LikelihoodResponse(_message.Message):
     CONDITIONING_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
     BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    PERCENTILE_FIELD_NUMBER: _ClassVar[int]
+    Q_VALUE_FIELD_NUMBER: _ClassVar[int]
+    ANOMALOUS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOG_LIKELIHOOD_MAP_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -398,7 +443,55 @@ class LikelihoodResponse(_message.Message):
     conditioning: Conditioning
     draws: int
     binarisation: Binarisation
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., standard_error: _Optional[_Iterable[float]] = ..., bits_per_dim: _Optional[_Iterable[float]] = ..., quantity: _Optional[_Union[Quantity, str]] = ..., kind: _Optional[_Union[LikelihoodKind, str]] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ..., estimator: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ..., draws: _Optional[int] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ...) -> None: ...
+    scores: _containers.MessageMap[str, Score]
+    p_value: _containers.RepeatedScalarFieldContainer[float]
+    percentile: _containers.RepeatedScalarFieldContainer[float]
+    q_value: _containers.RepeatedScalarFieldContainer[float]
+    anomalous: _containers.RepeatedScalarFieldContainer[bool]
+    calibration: AppliedCalibration
+    group_p_value: float
+    log_likelihood_map: LogLikelihoodMap
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., standard_error: _Optional[_Iterable[float]] = ..., bits_per_dim: _Optional[_Iterable[float]] = ..., quantity: _Optional[_Union[Quantity, str]] = ..., kind: _Optional[_Union[LikelihoodKind, str]] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ..., estimator: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ..., draws: _Optional[int] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., scores: _Optional[_Mapping[str, Score]] = ..., p_value: _Optional[_Iterable[float]] = ..., percentile: _Optional[_Iterable[float]] = ..., q_value: _Optional[_Iterable[float]] = ..., anomalous: _Optional[_Iterable[bool]] = ..., calibration: _Optional[_Union[AppliedCalibration, _Mapping]] = ..., group_p_value: _Optional[float] = ..., log_likelihood_map: _Optional[_Union[LogLikelihoodMap, _Mapping]] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("unit", "value", "p_value")
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    unit: str
+    value: _containers.RepeatedScalarFieldContainer[float]
+    p_value: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, unit: _Optional[str] = ..., value: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class AppliedCalibration(_message.Message):
+    __slots__ = ("id", "count", "decision", "false_positive_rate", "realised_rate", "coverage")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_RATE_FIELD_NUMBER: _ClassVar[int]
+    REALISED_RATE_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    count: int
+    decision: str
+    false_positive_rate: float
+    realised_rate: _containers.RepeatedScalarFieldContainer[float]
+    coverage: float
+    def __init__(self, id: _Optional[str] = ..., count: _Optional[int] = ..., decision: _Optional[str] = ..., false_positive_rate: _Optional[float] = ..., realised_rate: _Optional[_Iterable[float]] = ..., coverage: _Optional[float] = ...) -> None: ...
+
+class LogLikelihoodMap(_message.Message):
+    __slots__ = ("count", "height", "width", "values", "png")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PNG_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    height: int
+    width: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    png: PngFiles
+    def __init__(self, count: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ..., png: _Optional[_Union[PngFiles, _Mapping]] = ...) -> None: ...
 
 class InterpolateRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "start", "end", "corners", "arithmetic", "steps", "mode", "class_label", "condition", "seed", "scale", "returns", "image_format")
@@ -578,6 +671,37 @@ class StreamCompleteResponse(_message.Message):
     preview: Preview
     def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ..., result: _Optional[_Union[CompleteResponse, _Mapping]] = ..., preview: _Optional[_Union[Preview, _Mapping]] = ...) -> None: ...
 
+class StreamLikelihoodRequest(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: LikelihoodRequest
+    def __init__(self, request: _Optional[_Union[LikelihoodRequest, _Mapping]] = ...) -> None: ...
+
+class StreamLikelihoodResponse(_message.Message):
+    __slots__ = ("result", "error")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    result: LikelihoodResponse
+    error: Error
+    def __init__(self, result: _Optional[_Union[LikelihoodResponse, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("reason", "message", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class Rows(_message.Message):
     __slots__ = ("image", "first_row", "count", "width", "levels", "rows_done", "rows_total", "resume_token")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -709,7 +833,7 @@ class Arithmetic(_message.Message):
     def __init__(self, plus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., minus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for")
+    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for", "calibrations", "refused_calibrations")
     class ControlsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -733,6 +857,8 @@ class Model(_message.Message):
     BINARISATION_REQUIRED_BY_FIELD_NUMBER: _ClassVar[int]
     QUALITY_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FOR_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: ModelState
@@ -749,7 +875,49 @@ class Model(_message.Message):
     binarisation_required_by: _containers.RepeatedScalarFieldContainer[str]
     quality: _containers.RepeatedCompositeFieldContainer[Figure]
     default_for: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ...) -> None: ...
+    calibrations: _containers.RepeatedCompositeFieldContainer[Calibration]
+    refused_calibrations: _containers.RepeatedCompositeFieldContainer[RefusedCalibration]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ..., calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ..., refused_calibrations: _Optional[_Iterable[_Union[RefusedCalibration, _Mapping]]] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("id", "count", "source", "protocol", "decision", "scores")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    count: int
+    source: str
+    protocol: CalibrationProtocol
+    decision: str
+    scores: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., count: _Optional[int] = ..., source: _Optional[str] = ..., protocol: _Optional[_Union[CalibrationProtocol, _Mapping]] = ..., decision: _Optional[str] = ..., scores: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CalibrationProtocol(_message.Message):
+    __slots__ = ("conditioning", "binarisation", "estimator", "draws", "seed", "codec")
+    CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    conditioning: Conditioning
+    binarisation: Binarisation
+    estimator: str
+    draws: int
+    seed: int
+    codec: str
+    def __init__(self, conditioning: _Optional[_Union[Conditioning, str]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., estimator: _Optional[str] = ..., draws: _Optional[int] = ..., seed: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+
+class RefusedCalibration(_message.Message):
+    __slots__ = ("file", "reason")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    reason: str
+    def __init__(self, file: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("height", "width", "channels", "levels", "base_measure")

@@ -81,6 +81,11 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
                 _registered_method=True)
+        self.StreamLikelihood = channel.stream_stream(
+                '/genserve.v1.GenerationService/StreamLikelihood',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/genserve.v1.GenerationService/ListModels',
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ListModelsRequest.SerializeToString,
@@ -164,6 +169,17 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamLikelihood(self, request_iterator, context):
+        """Does as Likelihood for a feed: each message is answered by one, in order, and several that are
+        under way at once share a batch. At most 32 messages of a stream are read and not yet answered:
+        whoever does not read the answers is not read either. A message that can't be answered is
+        answered with its error, and the stream goes on. When the server shuts down, what it has read is
+        answered, and the status is UNAVAILABLE: send the rest to another replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists all models, including those that were refused. There are few, so there are no pages.
         """
@@ -225,6 +241,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.StreamComplete,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.SerializeToString,
+            ),
+            'StreamLikelihood': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamLikelihood,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -482,6 +503,33 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/StreamComplete',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamCompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamLikelihood(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/genserve.v1.GenerationService/StreamLikelihood',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamLikelihoodResponse.FromString,
             options,
             channel_credentials,
             insecure,

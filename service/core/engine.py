@@ -10,6 +10,7 @@ from typing import Literal
 
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
+from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import begin, work
@@ -22,7 +23,7 @@ from service.core.requests import (
     SampleRequest,
     StreamRequest,
 )
-from service.core.rows import PaintJob, RowScheduler
+from service.core.rows import RowScheduler
 from service.core.streaming import Progress, Reader
 from service.errors import (
     DeadlineExceeded,

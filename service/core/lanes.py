@@ -1,9 +1,14 @@
-"""Lanes: images that share every step of one graph, each at a row of its own."""
+"""Lanes: images that share every step of one graph, each at a row of its own.
+
+Three hands share what is here. Pictures, events and futures are the event loop's alone. Who holds
+which slots is guarded by the scheduler's lock. A lane's arrays are those of the worker that drives
+the lane.
+"""
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,113 +50,169 @@ class PaintJob:
     future: asyncio.Future[None]
     submitted: float
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    finished: int = 0  # images
+
+    # Guarded by the scheduler's lock:
     joined: int = 0  # images that have got a slot; the next one to join
     held: int = 0  # slots
     parked: list["Slot"] = field(default_factory=list)  # begun, and without a slot for now
-    finished: int = 0
+    failure: Exception | None = None  # which the event loop will pass on to the future
 
     def __post_init__(self) -> None:
-        count, height, width = self.canvas.uniforms.shape
-        self.levels = np.zeros((count, height, width), np.uint8)
-        self.log_probability = np.zeros((count, height, width), np.float32)  # nats, temperature 1
+        count, self.height, width = self.canvas.uniforms.shape
+        self.levels = np.zeros((count, self.height, width), np.uint8)
+        self.log_probability = np.zeros(self.levels.shape, np.float32)  # nats, temperature 1
         self.rows_done = np.zeros(count, np.int64)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more of it is to be painted; any thread may ask."""
+        return self.failure is not None or self.future.done()
 
     @property
     def waiting(self) -> int:
         """Images without a slot."""
-        return 0 if self.future.done() else len(self.canvas) - self.joined + len(self.parked)
+        return 0 if self.ended else len(self.canvas) - self.joined + len(self.parked)
 
 
 @dataclass(eq=False)
 class Slot:
-    """An image in a lane; its next row is `job.rows_done[image]`."""
+    """An image in a lane, or one that was parked."""
 
     job: PaintJob
     image: int
-    caches: dict[str, Array] | None = None  # by port, of an image that was parked
+    row: int = 0  # to be painted next
+    caches: dict[str, Array] | None = None  # by port, while it is parked
+
+
+class PaintedRows(NamedTuple):
+    """A row of each of B images: what one step painted."""
+
+    slots: list[Slot]
+    rows: list[int]  # which row of its image each is
+    levels: NDArray[np.uint8]  # [B, W], as images show them
+    log_probability: NDArray[np.float32]  # [B, W]
 
 
 class Lane:
     """Images that share every step of one graph, with all that the graph asks about them."""
 
     def __init__(self, graph: LoadedGraph, ports: Graph) -> None:
-        self.slots: list[Slot] = []
+        self.graph = graph
+        self.slots: list[Slot] = []  # guarded by the scheduler's lock, as is `running`
         self.running = False
-        self._session = graph.session
-        self._ports = ports
+        levels, likelihood = ports.output("levels"), ports.output("log_likelihood_map")
+        assert levels and likelihood, "the manifest was checked for both"
+        self._levels, self._log_probability = levels.name, likelihood.name
+        self._ports = ports.inputs
+        self._caches = [port for port in ports.inputs if port.role == "cache"]
+        self._pixels = [port for port in ports.inputs if port.role in _PIXELS]
         # By port: caches and choices as the graph takes them, pixels [B, H, W]. Laid out when an
         # image joins, since every row would pay for it again.
         self._arrays: dict[str, Array] = {}
+        self._laid_out: list[Slot] = []  # in the order of the arrays
 
     def leave(self, now: float) -> list[Departure]:
         """Drop slots that are painted, failed, cancelled or late; return why each one left."""
         reasons = [departure(slot, now) for slot in self.slots]
-        self._keep([index for index, reason in enumerate(reasons) if reason is None])
-        return [reason for reason in reasons if reason is not None]
+        left = [reason for reason in reasons if reason]
+        if left:
+            self._drop([slot for slot, reason in zip(self.slots, reasons, strict=True) if reason])
+        return left
 
     def park(self, job: PaintJob, images: int) -> None:
-        """Put aside the images of a job that joined last; they can join again and go on."""
-        indices = [index for index, slot in enumerate(self.slots) if slot.job is job][-images:]
-        for index in indices:
-            self.slots[index].caches = {
+        """Put aside the images of a job that have most rows to go; they can join again and go on.
+
+        All slots must be those of the last step: there is nothing to put aside of others.
+        """
+        ours = [slot for slot in self.slots if slot.job is job]
+        parked = sorted(ours, key=lambda slot: (-slot.row, slot.image))[-images:]
+        for slot in parked:
+            index = self._laid_out.index(slot)
+            slot.caches = {
                 port.name: self._arrays[port.name].take(index, port.batch_axis)
-                for port in self._ports.inputs
-                if port.role == "cache"
+                for port in self._caches
             }
-            job.parked.append(self.slots[index])
-        self._keep([index for index in range(len(self.slots)) if index not in indices])
-
-    def clear(self) -> None:
-        """Drop every slot."""
-        self._keep([])
-
-    def _keep(self, indices: list[int]) -> None:
-        if len(indices) == len(self.slots):
-            return
-        for slot in self.slots:
-            slot.job.held -= 1
-        self.slots = [self.slots[index] for index in indices]
-        for slot in self.slots:
-            slot.job.held += 1
-        for port in self._ports.inputs:
-            self._arrays[port.name] = self._arrays[port.name].take(indices, _slot_axis(port))
+        job.parked += parked
+        self._drop(parked)
 
     def join(self, slots: Sequence[Slot]) -> None:
         """Add images: new ones at their first row, parked ones where they stood."""
-        if not slots:
-            return
-        for port in self._ports.inputs:
-            axis = _slot_axis(port)
-            joining = np.stack([_brought(slot, port) for slot in slots], axis).astype(port.dtype)
-            if self.slots:
-                joining = np.concatenate([self._arrays[port.name], joining], axis)
-            self._arrays[port.name] = joining
-        self.slots.extend(slots)
+        self.slots = [*self.slots, *slots]
         for slot in slots:
             slot.job.held += 1
-            slot.caches = None
 
-    def step(self) -> tuple[Array, Array]:
-        """Paint one row of every slot; return levels and log-probabilities, [W, B].
+    def clear(self) -> None:
+        """Forget the arrays of images that have left."""
+        self._laid_out, self._arrays = [], {}
 
-        Runs on a worker's thread. The lane must not change meanwhile.
+    def step(self) -> PaintedRows:
+        """Paint one row of every slot, on a worker's thread. The slots must not change meanwhile.
+
+        The caller needs no lock: nobody else reads or writes the arrays.
         """
-        outputs = self._session.run(self._inputs())
-        for port in self._ports.inputs:
-            if port.role == "cache":
-                self._arrays[port.name] = outputs[f"next_{port.name}"]
-        levels = self._ports.output("levels")
-        likelihood = self._ports.output("log_likelihood_map")
-        assert levels and likelihood, "the manifest was checked for both"
-        return outputs[levels.name], outputs[likelihood.name]
+        self._lay_out()
+        slots, rows = self._laid_out, [slot.row for slot in self._laid_out]
+        outputs = self.graph.session.run(self._inputs(rows))
+        for slot in slots:
+            slot.row += 1
+        for port in self._caches:
+            self._arrays[port.name] = outputs[f"next_{port.name}"]
+        # Copies: the event loop reads them while the lane may write into the outputs it keeps.
+        levels = outputs[self._levels].T.astype(np.uint8, order="C") * self._level_steps
+        log_probability = outputs[self._log_probability].T.copy()
+        return PaintedRows(slots, rows, levels, log_probability)
 
-    def _inputs(self) -> dict[str, Array]:
+    def _drop(self, slots: list[Slot]) -> None:
+        self.slots = [slot for slot in self.slots if slot not in slots]
+        for slot in slots:
+            slot.job.held -= 1
+
+    def _lay_out(self) -> None:
+        """Bring the arrays up to date with the slots.
+
+        Newcomers take the places of those who left, so that nobody else need move.
+        """
+        if self._laid_out == self.slots:
+            return
+        staying, before = set(self.slots), set(self._laid_out)
+        newcomers = [slot for slot in self.slots if slot not in before]
+        left = [index for index, slot in enumerate(self._laid_out) if slot not in staying]
+        filled = dict(zip(left, newcomers, strict=False))
+        added = newcomers[len(filled) :]
+        kept = [index for index in range(len(self._laid_out)) if index not in left[len(filled) :]]
+        for port in self._ports:
+            self._change(port, filled, kept, added)
+        places = [filled.get(index, slot) for index, slot in enumerate(self._laid_out)]
+        self._laid_out = self.slots = [*(places[index] for index in kept), *added]
+        for slot in self._laid_out:
+            slot.caches = None
+        self._level_steps = np.array(
+            [[slot.job.canvas.level_step] for slot in self._laid_out], np.uint8
+        )
+
+    def _change(
+        self, port: Port, filled: dict[int, Slot], kept: list[int], added: list[Slot]
+    ) -> None:
+        """Write newcomers over places in a port's array, then keep some places and add others."""
+        axis = 0 if port.role in _PIXELS else port.batch_axis
+        arrays = []
+        if self._laid_out:
+            array = self._arrays[port.name]
+            for index, slot in filled.items():
+                array[(slice(None),) * axis + (index,)] = _brought(slot, port)
+            arrays.append(array if len(kept) == len(self._laid_out) else array.take(kept, axis))
+        if added:
+            joining = np.stack([_brought(slot, port) for slot in added], axis)
+            arrays.append(joining.astype(port.dtype))
+        self._arrays[port.name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+
+    def _inputs(self, rows: list[int]) -> dict[str, Array]:
         inputs = dict(self._arrays)
-        slots = np.arange(len(self.slots))
-        rows = [slot.job.rows_done[slot.image] for slot in self.slots]
-        for port in self._ports.inputs:
-            if port.role in _PIXELS:
-                inputs[port.name] = np.moveaxis(inputs[port.name][slots, rows], 0, port.batch_axis)
+        at = np.arange(len(rows)), np.array(rows)
+        for port in self._pixels:
+            row = self._arrays[port.name][at]  # [B, W]
+            inputs[port.name] = row.T if port.batch_axis else row
         return inputs
 
 
@@ -166,36 +227,27 @@ def next_slot(job: PaintJob) -> Slot:
 def departure(slot: Slot, now: float) -> Departure | None:
     """Return why an image leaves its slot now, or None where it stays."""
     job = slot.job
-    if job.rows_done[slot.image] == _height(job):
+    if slot.row == job.height:
         return "finished"
     if job.deadline <= now:  # first, for it also fails the job, or its request is cancelled
         return "deadline"
-    if job.future.cancelled():
-        return "cancelled"
-    return "failed" if job.future.done() else None
+    if not job.ended:
+        return None
+    return "cancelled" if job.future.cancelled() else "failed"
 
 
-def _height(job: PaintJob) -> int:
-    return job.levels.shape[1]
-
-
-def keep_row(slot: Slot, levels: Array, log_probability: Array) -> None:
-    """Write a row [W] into the job, as images show it, and answer the job when it was its last."""
-    job, image = slot.job, slot.image
-    row = job.rows_done[image]
-    job.levels[image, row] = levels * job.canvas.level_step
-    job.log_probability[image, row] = log_probability
-    job.rows_done[image] = row + 1
-    job.changed.set()
-    if row + 1 == _height(job):
-        job.finished += 1
-        if job.finished == len(job.canvas) and not job.future.done():
-            job.future.set_result(None)
-
-
-def _slot_axis(port: Port) -> int:
-    """Return the axis of a lane's array that its slots are on."""
-    return 0 if port.role in _PIXELS else port.batch_axis
+def keep_rows(painted: PaintedRows) -> None:
+    """Write rows into their jobs, and answer those that are complete; on the event loop."""
+    for slot, row, levels, log_probability in zip(*painted, strict=True):
+        job, image = slot.job, slot.image
+        job.levels[image, row] = levels
+        job.log_probability[image, row] = log_probability
+        job.rows_done[image] = row + 1
+        job.changed.set()
+        if row + 1 == job.height:
+            job.finished += 1
+            if job.finished == len(job.canvas) and not job.future.done():
+                job.future.set_result(None)
 
 
 def _brought(slot: Slot, port: Port) -> Array:

@@ -16,10 +16,12 @@ even park an image.
 import asyncio
 import contextlib
 import heapq
+import itertools
 import logging
 import math
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
@@ -29,10 +31,11 @@ from service.core.lanes import (
     Canvas,
     Departure,
     Lane,
+    PaintedRows,
     PaintJob,
     Slot,
     departure,
-    keep_row,
+    keep_rows,
     next_slot,
 )
 from service.core.manifest import Graph
@@ -81,7 +84,10 @@ def give_way(held: Sequence[int], wanted: int) -> list[int]:
 class RowScheduler:
     """Paints canvases in lanes, one lane a worker for each graph.
 
-    Everything but `Lane.step` happens on the event loop, so there are no locks.
+    A worker drives a lane by itself: it turns the lane over, paints a row, and tells the event loop
+    what came of it, which it never waits for. Everything below the lock is guarded by it, and so
+    are the slots of lanes and what `PaintJob` names; it is held for microseconds, while no row is
+    painted. Futures are answered on the event loop alone.
     """
 
     def __init__(
@@ -102,12 +108,15 @@ class RowScheduler:
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
         self._clock = clock
+        self._closing = False
+        self._lock = threading.Lock()
         # The jobs with images without a slot, in the order of their turns; the values mean nothing.
         self._waiting: dict[LoadedGraph, dict[PaintJob, None]] = {}
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
         self._jobs: set[PaintJob] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._next_deadline = math.inf  # none of the jobs has an earlier one
+        self._ready: deque[Lane] = deque()  # lanes that run, and wait for a worker's next row
+        self._idle_workers = workers
 
     def submit(self, graph: LoadedGraph, ports: Graph, canvas: Canvas, deadline: float) -> PaintJob:
         """Queue a canvas and return its job, whose future ends with its last row.
@@ -115,18 +124,18 @@ class RowScheduler:
         `deadline` is in seconds on the scheduler's clock. Raises QueueFull, DeadlineExceeded or
         ShuttingDown. Cancelling the future frees the slots before the next row.
         """
-        self._check_room(len(canvas), deadline)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        job = PaintJob(canvas, deadline, future, self._clock())
-        if graph not in self._lanes:
-            self._open(graph, ports)
-        self._jobs.add(job)
+        with self._lock:
+            self._check_room(len(canvas), deadline)
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            job = PaintJob(canvas, deadline, future, self._clock())
+            if graph not in self._lanes:
+                self._open(graph, ports)
+            self._jobs.add(job)
+            self._next_deadline = min(self._next_deadline, deadline)
+            self._waiting[graph][job] = None
+            self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
+            self._wake(graph, len(canvas))
         future.add_done_callback(lambda _: self._end(graph, job))
-        self._waiting[graph][job] = None
-        self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
-        for lane in self._lanes[graph]:
-            if not lane.running:
-                self._start(graph, lane)
         return job
 
     async def finish(self, job: PaintJob) -> None:
@@ -149,16 +158,17 @@ class RowScheduler:
     def abort(self) -> None:
         """Fail whatever is waiting or being painted with ShuttingDown."""
         self._closing = True
-        for job in list(self._jobs):
-            if not job.future.done():
-                job.future.set_exception(ShuttingDown("the server stopped before it was painted"))
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
+            _answer(job, ShuttingDown("the server stopped before it was painted"))
 
     async def close(self) -> None:
         """Refuse new work, paint what was accepted, and stop the workers."""
         self._closing = True
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        self._pool.shutdown()
+        while self._jobs:
+            await asyncio.wait([job.future for job in self._jobs])
+        await asyncio.to_thread(self._pool.shutdown)  # rows that nobody waits for may be under way
 
     @contextlib.asynccontextmanager
     async def _until_deadline(self, job: PaintJob) -> AsyncGenerator[None, None]:
@@ -182,14 +192,16 @@ class RowScheduler:
             )
 
     def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
-        self._jobs.discard(job)
-        self._waiting[graph].pop(job, None)
         job.changed.set()  # whoever streams it must not wait for ever
         if not job.future.cancelled():
             job.future.exception()  # looked at: asyncio would log it where everybody has left
-        slotless = len(job.canvas) - job.joined + len(job.parked)
+        with self._lock:
+            self._jobs.discard(job)
+            self._waiting[graph].pop(job, None)
+            slotless = len(job.canvas) - job.joined + len(job.parked)
+            reasons = [departure(slot, self._clock()) for slot in job.parked]
         self._metrics.waiting_images.labels(graph.model, graph.name).dec(slotless)
-        self._count_unfinished(graph, [departure(slot, self._clock()) for slot in job.parked])
+        self._count_unfinished(graph, reasons)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
         """Make the lanes of a graph, with its metrics at zero."""
@@ -205,21 +217,37 @@ class RowScheduler:
             if reason != "finished":
                 self._metrics.unfinished_images.labels(*labels, reason)
 
-    def _start(self, graph: LoadedGraph, lane: Lane) -> None:
-        lane.running = True
-        task = asyncio.get_running_loop().create_task(self._paint(graph, lane))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _wake(self, graph: LoadedGraph, images: int) -> None:
+        """Start lanes that stand still; more of them than images would find nothing to paint."""
+        still = [lane for lane in self._lanes[graph] if not lane.running][:images]
+        for lane in still:
+            lane.running = True
+            self._ready.append(lane)
+        for _ in range(min(len(still), self._idle_workers)):
+            self._idle_workers -= 1
+            # Of a worker that ended by an error, which none should, the error is logged.
+            self._pool.submit(self._work).add_done_callback(lambda ended: ended.result())
 
-    async def _paint(self, graph: LoadedGraph, lane: Lane) -> None:
-        """Paint rows in a lane until nothing is left to paint."""
-        try:
-            while self._turn_over(graph, lane):
-                await self._paint_row(graph, lane)
-        finally:
-            lane.running = False
-            self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(lane.slots))
-            lane.clear()
+    def _work(self) -> None:
+        """Paint rows of lanes that are ready, in turns, until there is none; a worker's life."""
+        lane = self._next_lane()
+        while lane is not None:
+            self._paint_row(lane)
+            lane = self._next_lane(lane)
+
+    def _next_lane(self, painted: Lane | None = None) -> Lane | None:
+        """Return the lane to paint a row of next, turned over; the last one goes to the back."""
+        with self._lock:
+            if painted is not None:
+                self._ready.append(painted)
+            while self._ready:
+                lane = self._ready.popleft()
+                if self._turn_over(lane.graph, lane):
+                    return lane
+                lane.running = False
+                lane.clear()
+            self._idle_workers += 1
+            return None
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
@@ -235,22 +263,50 @@ class RowScheduler:
 
     def _expire(self, now: float) -> None:
         """Fail jobs whose deadline has passed, also where nobody waits for them just now."""
+        if now < self._next_deadline:
+            return
         for job in self._jobs:
-            if job.deadline <= now and not job.future.done():
-                job.future.set_exception(_deadline_exceeded())
+            if job.deadline <= now:
+                self._fail(job, _deadline_exceeded())
+        self._next_deadline = min(
+            (job.deadline for job in self._jobs if job.deadline > now), default=math.inf
+        )
+
+    def _fail(self, job: PaintJob, error: Exception) -> None:
+        """End a job now, and let the event loop answer it."""
+        if not job.ended:
+            job.failure = error
+            job.future.get_loop().call_soon_threadsafe(_answer, job, error)
+
+    def _candidates(self, graph: LoadedGraph, slots: int) -> list[PaintJob]:
+        """Return the jobs that wait, in the order of their turns, as far as `slots` can reach.
+
+        Behind so many jobs without any slot nobody gets one, and the queue may be long.
+        """
+        found, slotless = [], 0
+        for job in self._waiting[graph]:
+            if slotless == slots:
+                break
+            if job.waiting:
+                found.append(job)
+                slotless += not job.held
+        return found
 
     def _park(self, graph: LoadedGraph, lane: Lane) -> None:
         """Make room in a full lane for jobs that have no slot anywhere."""
-        waiting = self._waiting[graph]
-        held = Counter(slot.job for slot in lane.slots)
-        if len(lane.slots) < self._slots or len(held) == len(lane.slots):
+        spare = len(lane.slots) - len({slot.job for slot in lane.slots})
+        if len(lane.slots) < self._slots or not spare:
             return
-        wanted = sum(job.waiting > 0 and not job.held for job in waiting)
+        slotless = (job for job in self._waiting[graph] if not job.held and job.waiting)
+        wanted = sum(1 for _ in itertools.islice(slotless, spare))
+        if not wanted:
+            return
+        held = Counter(slot.job for slot in lane.slots)
         given = give_way(list(held.values()), wanted)
         for job, images in zip(held, given, strict=True):
             if images:
                 lane.park(job, images)
-                waiting[job] = None
+                self._waiting[graph][job] = None
         self._count_parked(graph, sum(given))
 
     def _joining(self, graph: LoadedGraph, lane: Lane) -> list[Slot]:
@@ -263,7 +319,7 @@ class RowScheduler:
         if not room:
             return []
         here = Counter(slot.job for slot in lane.slots)
-        jobs, slots = list(waiting), []
+        jobs, slots = self._candidates(graph, room), []
         allowed = [min(job.waiting, self._bulk_limit - here[job]) for job in jobs]
         shares = share_slots(
             [(images, job.held) for images, job in zip(allowed, jobs, strict=True)], room
@@ -280,37 +336,52 @@ class RowScheduler:
         """Return the lane's share of all images, waiting or painted, less what it holds."""
         if len(lane.slots) == self._slots:
             return 0
-        images = sum(job.waiting for job in self._waiting[graph])
-        images += sum(len(other.slots) for other in self._lanes[graph])
+        images = sum(len(other.slots) for other in self._lanes[graph])
+        for job in self._waiting[graph]:
+            if images >= self._slots * self._workers:
+                break  # a full share, however many there are
+            images += job.waiting
         share = min(self._slots, math.ceil(images / self._workers))
         return max(0, share - len(lane.slots))
 
-    async def _paint_row(self, graph: LoadedGraph, lane: Lane) -> None:
+    def _paint_row(self, lane: Lane) -> None:
         started = self._clock()
         try:
-            loop = asyncio.get_running_loop()
-            levels, log_probability = await loop.run_in_executor(self._pool, lane.step)
-        except Exception:  # whatever a runtime raises must not end the lane
+            painted = lane.step()
+        except Exception:  # whatever a runtime raises must not end the worker
             log.exception("painting a row failed")
-            for slot in lane.slots:
-                _fail(slot.job)
+            self._fail_all(lane)
             return
         seconds = self._clock() - started
+        loop = painted.slots[0].job.future.get_loop()
+        loop.call_soon_threadsafe(self._keep_rows, lane.graph, painted, seconds)
+
+    def _fail_all(self, lane: Lane) -> None:
+        with self._lock:
+            for slot in lane.slots:
+                error = InferenceFailed("running the model failed; the server's log says why")
+                self._fail(slot.job, error)
+        lane.clear()  # whatever is left of its arrays
+
+    def _keep_rows(self, graph: LoadedGraph, painted: PaintedRows, seconds: float) -> None:
+        """Take what a step painted, on the event loop."""
         self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-        self._metrics.rows.labels(graph.model).inc(len(lane.slots))
-        for index, slot in enumerate(lane.slots):
-            keep_row(slot, levels[:, index], log_probability[:, index])
-            if slot.job.rows_done[slot.image] == 1 and slot.image == 0:
+        self._metrics.rows.labels(graph.model).inc(len(painted.slots))
+        keep_rows(painted)
+        for slot, row in zip(painted.slots, painted.rows, strict=True):
+            if row == 0 and slot.image == 0:
                 first = self._clock() - slot.job.submitted
                 self._metrics.first_row_seconds.labels(graph.model).observe(first)
 
     # Gauges go up and down by what changed: versions of one model share them.
 
     def _count_joining(self, graph: LoadedGraph, slots: list[Slot]) -> None:
+        if not slots:
+            return
         labels = graph.model, graph.name
         self._metrics.waiting_images.labels(*labels).dec(len(slots))
         self._metrics.busy_slots.labels(*labels).inc(len(slots))
-        begun = sum(slot.caches is not None for slot in slots)  # and counted when they began
+        begun = sum(slot.row > 0 for slot in slots)  # and counted when they began
         self._metrics.joined_images.labels(*labels).inc(len(slots) - begun)
 
     def _count_parked(self, graph: LoadedGraph, images: int) -> None:
@@ -319,7 +390,8 @@ class RowScheduler:
         self._metrics.busy_slots.labels(*labels).dec(images)
 
     def _count_departures(self, graph: LoadedGraph, reasons: list[Departure]) -> None:
-        self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(reasons))
+        if reasons:
+            self._metrics.busy_slots.labels(graph.model, graph.name).dec(len(reasons))
         self._count_unfinished(graph, reasons)
 
     def _count_unfinished(self, graph: LoadedGraph, reasons: Sequence[Departure | None]) -> None:
@@ -332,8 +404,7 @@ def _deadline_exceeded() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before the last row was painted")
 
 
-def _fail(job: PaintJob) -> None:
+def _answer(job: PaintJob, error: Exception) -> None:
+    """Fail whoever waits for a job, on the event loop."""
     if not job.future.done():
-        job.future.set_exception(
-            InferenceFailed("running the model failed; the server's log says why")
-        )
+        job.future.set_exception(error)

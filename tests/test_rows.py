@@ -5,7 +5,6 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
@@ -321,6 +320,18 @@ async def test_one_request_is_shared_over_all_workers(make, graph, model) -> Non
     assert model.batches == [2] * 2 * HEIGHT
 
 
+async def test_graphs_take_turns_on_a_worker(make, graph, model) -> None:
+    scheduler, other = make(), LoadedGraph("toy", "1", "row_step_filtered", Weaver())
+    large = await hold(scheduler, graph, model, 20)
+    small = scheduler.submit(other, PORTS, canvas(1, 1), soon())
+    rows_of_large: list[int] = []
+    other.session.watch = lambda: rows_of_large.append(len(model.batches))
+    model.gate.set()
+    await scheduler.finish(small)
+    await scheduler.finish(large)
+    assert rows_of_large == [1, 2, 3, 4, 5], "one for each row of the small one"
+
+
 async def test_cancelling_frees_the_slot_before_the_next_row(make, graph, model) -> None:
     scheduler = make(slots=1)
     leaver = await hold(scheduler, graph, model, 1)
@@ -437,23 +448,21 @@ async def test_nothing_is_lost_where_threads_meet(
     graphs = [LoadedGraph("toy", "1", f"row_step_{name}", Weaver()) for name in "ab"]
     graphs.append(LoadedGraph("toy", "1", "row_step_moody", Moody(seed)))
     scheduler = make(workers=4, slots=4, bulk=3, waiting=10_000)
-    ends: Counter[str] = Counter()
+    finished: list[int] = []
 
     async def visit(number: int) -> None:
         wanted, graph = canvas(chance.randint(1, 9), number), chance.choice(graphs)
         await asyncio.sleep(chance.random() * 0.2)
         seconds = chance.choice([30.0, 30.0, 0.01])
-        job = scheduler.submit(graph, PORTS, wanted, time.monotonic() + seconds)
         leaves = chance.random() < 0.3
         try:
+            job = scheduler.submit(graph, PORTS, wanted, time.monotonic() + seconds)
             async with asyncio.timeout(chance.random() * 0.05 if leaves else 30.0):
                 await scheduler.finish(job)
         except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
-            job.future.cancel()
-            ends[type(error).__name__] += 1
             assert leaves or seconds < 1.0 or isinstance(error, InferenceFailed)
             return
-        ends["finished"] += 1
+        finished.append(number)
         levels, likelihood = solo(wanted)
         assert np.array_equal(job.levels, levels)
         assert np.array_equal(job.log_probability, likelihood)
@@ -463,7 +472,7 @@ async def test_nothing_is_lost_where_threads_meet(
         return metrics.registry.get_sample_value(f"genserve_{name}", labels)
 
     await asyncio.gather(*(visit(number) for number in range(150)))
-    assert len(ends) == 4, "every end was seen"
+    assert 50 < len(finished) < 150, "most finish, some don't"
     async with asyncio.timeout(30.0):
         while any(painting("busy_slots", graph) for graph in graphs):
             await asyncio.sleep(0.001)

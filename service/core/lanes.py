@@ -99,7 +99,8 @@ class Lane:
 
     def __init__(self, graph: LoadedGraph, ports: Graph) -> None:
         self.graph = graph
-        self.slots: list[Slot] = []  # guarded by the scheduler's lock, as is `running`
+        # Guarded by the scheduler's lock; a step may put the slots in another order.
+        self.slots: list[Slot] = []
         self.running = False
         levels, likelihood = ports.output("levels"), ports.output("log_likelihood_map")
         assert levels and likelihood, "the manifest was checked for both"

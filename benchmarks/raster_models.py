@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks.server import ROOT
 from service.core.batcher import LoadedGraph
+from service.core.lanes import Canvas
 from service.core.manifest import Manifest
 from service.core.models import load_artifact
-from service.core.rows import Canvas
 from service.runtime.onnx_session import OnnxSession
 from service.runtime.session import Session
 

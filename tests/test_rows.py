@@ -1,9 +1,11 @@
 """The row scheduler's promises, over a small raster model in numpy and without sleeps."""
 
 import asyncio
+import random
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.core.batcher import LoadedGraph
+from service.core.lanes import Canvas, PaintJob
 from service.core.manifest import Graph, Port
-from service.core.rows import Canvas, PaintJob, RowScheduler, give_way, share_slots
+from service.core.rows import RowScheduler, give_way, share_slots
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 
@@ -49,14 +52,24 @@ class Weaver:
         self.gate.set()
         self.started = threading.Event()
         self.broken = False
+        self.closes_after = 0  # so many rows, the gate
         self.watch: Callable[[], object] = lambda: None  # called while the lane stands still
+
+    async def until(self, rows: int) -> None:
+        """Wait for the start of so many rows in all."""
+        async with asyncio.timeout(30.0):
+            while len(self.batches) < rows:
+                await asyncio.sleep(0)
 
     def run(self, inputs):
         self.watch()
         above, uniform = inputs["above"][:, :, 0], inputs["uniform"]
         self.batches.append(uniform.shape[1])
         self.started.set()
-        self.gate.wait()
+        if not self.gate.wait(30.0):
+            raise RuntimeError("nobody opened the gate")
+        if self.closes_after == len(self.batches):
+            self.gate.clear()
         if self.broken:
             raise RuntimeError("the loom is broken")
         left, levels = np.zeros(uniform.shape[1]), []
@@ -209,11 +222,13 @@ async def test_bulk_work_gives_way_to_a_newcomer_and_uses_every_slot_without_one
     scheduler, wanted = make(slots=4), canvas(20, 99)
     bulk = await hold(scheduler, graph, model, 20)
     small = scheduler.submit(graph, PORTS, canvas(1, 1), soon())
+    model.closes_after = 2
     model.gate.set()
     await small.changed.wait()
     assert model.batches[:2] == [4, 4], "every slot was taken"
     assert small.rows_done.tolist() == [1]
     assert bulk.rows_done.tolist() == [2, 2, 2, 1] + [0] * 16, "the last image was parked"
+    model.gate.set()
     await scheduler.finish(small)
     await scheduler.finish(bulk)
     levels, likelihood = solo(wanted)
@@ -225,6 +240,7 @@ async def test_bulk_work_gives_way_to_a_newcomer_and_uses_every_slot_without_one
 async def test_one_request_leaves_slots_of_every_worker_to_others(make, graph, model) -> None:
     scheduler = make(workers=2, slots=4, bulk=3)
     await hold(scheduler, graph, model, 20)
+    await model.until(2)
     small = scheduler.submit(graph, PORTS, canvas(2, 1), soon())
     model.gate.set()
     await scheduler.finish(small)
@@ -248,9 +264,13 @@ async def test_older_requests_do_not_take_every_slot_that_frees(make, graph, mod
     first = await hold(scheduler, graph, model, 20)
     second = scheduler.submit(graph, PORTS, canvas(20, 1), soon())  # a row later: never together
     newcomer = scheduler.submit(graph, PORTS, canvas(1, 2), soon())
+    joined: list[int] = []
+    model.watch = lambda: (
+        joined or not newcomer.joined or joined.extend([first.joined, second.joined])
+    )
     model.gate.set()
     await scheduler.finish(newcomer)
-    assert first.joined <= 3 and second.joined <= 3, "each had one turn before the newcomer's"
+    assert max(joined) <= 3, "each had one turn before the newcomer's"
     first.future.cancel()
     second.future.cancel()
 
@@ -273,14 +293,19 @@ async def check_that_a_newcomer_joins(gaps: list[int], slots: int) -> None:
         workers=1, slots=slots, bulk_limit=slots, maximum_waiting_images=1000, metrics=metrics
     )
     older = []
+    model.gate.clear()
     for seed, gap in enumerate(gaps):
         older.append(scheduler.submit(graph, PORTS, canvas(30, seed), soon()))
-        for _ in range(gap):
-            await asyncio.sleep(0)
+        await model.until(1)
+        if gap:
+            model.closes_after = len(model.batches) + gap - 1
+            model.gate.set()
+            await model.until(model.closes_after + 1)
     before = [job.joined for job in older]
     newcomer = scheduler.submit(graph, PORTS, canvas(1, 99), soon())
     joined: list[int] = []
     model.watch = lambda: joined or not newcomer.joined or joined.extend(j.joined for j in older)
+    model.gate.set()
     await scheduler.finish(newcomer)
     for job in older:
         job.future.cancel()
@@ -293,6 +318,18 @@ async def test_one_request_is_shared_over_all_workers(make, graph, model) -> Non
     scheduler = make(workers=2)
     await scheduler.finish(scheduler.submit(graph, PORTS, canvas(4, 1), soon()))
     assert model.batches == [2] * 2 * HEIGHT
+
+
+async def test_graphs_take_turns_on_a_worker(make, graph, model) -> None:
+    scheduler, other = make(), LoadedGraph("toy", "1", "row_step_filtered", Weaver())
+    large = await hold(scheduler, graph, model, 20)
+    small = scheduler.submit(other, PORTS, canvas(1, 1), soon())
+    rows_of_large: list[int] = []
+    other.session.watch = lambda: rows_of_large.append(len(model.batches))
+    model.gate.set()
+    await scheduler.finish(small)
+    await scheduler.finish(large)
+    assert rows_of_large == [1, 2, 3, 4, 5], "one for each row of the small one"
 
 
 async def test_cancelling_frees_the_slot_before_the_next_row(make, graph, model) -> None:
@@ -378,6 +415,76 @@ async def test_aborting_answers_whoever_waits(make, graph, model) -> None:
     for job in jobs:
         with pytest.raises(ShuttingDown):
             await scheduler.finish(job)
+
+
+class Moody(Weaver):
+    """Fails now and then."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._chance = random.Random(seed)
+
+    def run(self, inputs):
+        if self._chance.random() < 0.02:
+            raise RuntimeError("the loom is broken")
+        return super().run(inputs)
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Threads take turns a thousand times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_nothing_is_lost_where_threads_meet(
+    make, metrics: Metrics, hasty_threads, seed: int
+) -> None:
+    """Requests for three graphs join, leave, run late and fail at random, over more workers."""
+    chance = random.Random(seed)
+    graphs = [LoadedGraph("toy", "1", f"row_step_{name}", Weaver()) for name in "ab"]
+    graphs.append(LoadedGraph("toy", "1", "row_step_moody", Moody(seed)))
+    scheduler = make(workers=4, slots=4, bulk=3, waiting=10_000)
+    finished: list[int] = []
+
+    async def visit(number: int) -> None:
+        wanted, graph = canvas(chance.randint(1, 9), number), chance.choice(graphs)
+        await asyncio.sleep(chance.random() * 0.2)
+        seconds = chance.choice([30.0, 30.0, 0.01])
+        leaves = chance.random() < 0.3
+        try:
+            job = scheduler.submit(graph, PORTS, wanted, time.monotonic() + seconds)
+            async with asyncio.timeout(chance.random() * 0.05 if leaves else 30.0):
+                await scheduler.finish(job)
+        except (TimeoutError, DeadlineExceeded, InferenceFailed) as error:
+            assert leaves or seconds < 1.0 or isinstance(error, InferenceFailed)
+            return
+        finished.append(number)
+        levels, likelihood = solo(wanted)
+        assert np.array_equal(job.levels, levels)
+        assert np.array_equal(job.log_probability, likelihood)
+
+    def painting(name: str, graph: LoadedGraph) -> float | None:
+        labels = {"model": graph.model, "graph": graph.name}
+        return metrics.registry.get_sample_value(f"genserve_{name}", labels)
+
+    await asyncio.gather(*(visit(number) for number in range(150)))
+    assert 50 < len(finished) < 150, "most finish, some don't"
+    async with asyncio.timeout(30.0):
+        while any(painting("busy_slots", graph) for graph in graphs):
+            await asyncio.sleep(0.001)
+    assert [painting("waiting_images", graph) for graph in graphs] == [0, 0, 0]
+    for graph in graphs[:2]:
+        begun = len(graph.session.batches)
+        graph.session.gate.clear()
+        last = scheduler.submit(graph, PORTS, canvas(20, 1), soon())
+        await graph.session.until(begun + 4)
+        assert graph.session.batches[begun:] == [3, 3, 3, 3], "every slot and worker is free"
+        graph.session.gate.set()
+        await scheduler.finish(last)
 
 
 @given(

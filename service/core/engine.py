@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, TypeVarTuple
 
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
+from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
 from service.core.models import Model, Models
 from service.core.operations import begin, work
@@ -22,7 +23,7 @@ from service.core.requests import (
     SampleRequest,
     StreamRequest,
 )
-from service.core.rows import PaintJob, RowScheduler
+from service.core.rows import RowScheduler
 from service.core.streaming import Progress, Reader
 from service.errors import (
     DeadlineExceeded,
@@ -35,6 +36,9 @@ from service.errors import (
 from service.metrics import Metrics
 
 Reproducible = Literal["bitwise", "numeric"]
+
+Arguments = TypeVarTuple("Arguments")
+Returned = TypeVar("Returned")
 
 Steps = Generator[Call | Paint, Outputs, Result]
 
@@ -241,13 +245,10 @@ class Engine:
         large = work(manifest, request) * manifest.event.dimensions > _LARGE_VALUES
         outputs: Outputs | None = None
         while True:
-            if large:
-                step = await asyncio.to_thread(_advance, steps, outputs)
-            else:
-                step = _advance(steps, outputs)
+            step = await _prepare(large, _advance, steps, outputs)
             if isinstance(step, Paint):
                 if reader is not None:
-                    await asyncio.to_thread(reader.begin, step)
+                    await _prepare(large, reader.begin, step)
                 ports = manifest.graphs[step.graph]
                 job = self._rows.submit(model.graphs[step.graph], ports, step.canvas, deadline)
                 try:
@@ -288,6 +289,13 @@ class Engine:
         raise OperationNotOffered(
             f"no default model offers {operation}; name one in the field model", operations=[]
         )
+
+
+async def _prepare(
+    large: bool, function: Callable[[*Arguments], Returned], *arguments: *Arguments
+) -> Returned:
+    """Call a function, on a thread of its own where it takes longer than the way there."""
+    return await asyncio.to_thread(function, *arguments) if large else function(*arguments)
 
 
 def _advance(steps: Steps, outputs: Outputs | None) -> Call | Paint | Result:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from service.core import noise
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
+from service.core.lanes import Canvas
 from service.core.manifest import Graph, Manifest
 from service.core.requests import (
     Array,
@@ -17,7 +18,6 @@ from service.core.requests import (
     SampleRequest,
     check_range,
 )
-from service.core.rows import Canvas
 from service.errors import BinarisationRequired, InvalidRequest
 
 

@@ -29,9 +29,9 @@ def main() -> None:
     for model in ("mnist-vae", "mnist-realnvp"):
         save(f"samples-{model}", ask("sample", model=model, count=40, seed=1), columns=10)
     save("interpolation", paths(), columns=12)
-    pixelcnn = {"model": "mnist-pixelcnn", "seed": 1}
-    save("samples-mnist-pixelcnn", ask("sample", **pixelcnn, **by_class(4)), columns=10)
-    save("growing", growing(ask("sample", **pixelcnn, class_label=8)[0]), columns=8)
+    pixelcnn = {"model": "mnist-pixelcnn"}
+    save("samples-mnist-pixelcnn", ask("sample", **pixelcnn, seed=1, **by_class(4)), columns=10)
+    save("growing", growing(ask("sample", **pixelcnn, seed=0, class_label=8)[0]), columns=8)
     save("completions", completions(), columns=9)
     save("manifold", ask("decode", model="mnist-vae-2d", latents=plane(16)), columns=16)
     write_figures()

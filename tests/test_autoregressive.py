@@ -113,9 +113,10 @@ def multiplications(model: GatedPixelCNN) -> int:
     return pixels * sum(part.weight.numel() for part in convolutions) + sum(conditions)
 
 
-@pytest.mark.parametrize("name", ["mnist-pixelcnn", "fashion-mnist-pixelcnn"])
+@pytest.mark.parametrize("name", ["mnist-pixelcnn", "anomaly/fashion-mnist-pixelcnn"])
 def test_a_background_is_the_same_family_at_a_quarter_of_the_arithmetic_at_most(name: str) -> None:
-    recipe, background = read_recipe(name), read_recipe(f"{name}-background")
+    recipe = read_recipe(str(RECIPES / f"{name}.toml"))
+    background = read_recipe(str(RECIPES / f"{name}-background.toml"))
     assert background.family == recipe.family and background.dataset == recipe.dataset
     model, small = build_recipe(recipe), build_recipe(background)
     assert multiplications(small) / multiplications(model) == pytest.approx(0.180, abs=0.001)

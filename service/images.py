@@ -123,22 +123,35 @@ def npy_to_array(content: bytes, maximum_bytes: int) -> NDArray[np.generic]:
 def zip_to_files(
     content: bytes, *, maximum_files: int, maximum_bytes: int
 ) -> list[tuple[str, bytes]]:
-    """Return the files of a zip archive with their names, in its order; folders are passed over.
+    """Return the files of a zip archive with their names, in its order.
 
-    All bounds are checked before anything is decompressed, and no entry becomes larger than it
-    claims. Raises MalformedRequest for an archive that can't be read (stored and deflated entries
-    are, encrypted ones are not), OutOfRange for more than `maximum_files`, and PayloadTooLarge for
-    more than `maximum_bytes` of contents.
+    Folders and hidden files are passed over, and so is what macOS adds. All bounds are checked
+    before anything is decompressed, and of no entry more than it claims is. Raises MalformedRequest
+    for an archive that can't be read (stored and deflated entries are, encrypted ones are not),
+    OutOfRange for more than `maximum_files`, and PayloadTooLarge for more than `maximum_bytes` of
+    contents.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = [entry for entry in archive.infolist() if _is_shown(entry)]
             _check_entries(entries, maximum_files, maximum_bytes)
-            return [(entry.filename, archive.read(entry)) for entry in entries]
+            return [(entry.filename, _read_entry(archive, entry)) for entry in entries]
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
         raise MalformedRequest(f"not a readable zip archive: {error}") from error
     except (NotImplementedError, struct.error, OverflowError) as error:
         raise MalformedRequest("not a readable zip archive: write it anew") from error
+
+
+def _is_shown(entry: zipfile.ZipInfo) -> bool:
+    parts = entry.filename.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not (hidden or entry.is_dir())
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    # ZipFile.read would decompress up to a gigabyte and then cut it to what the entry claims.
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], maximum_files: int, maximum_bytes: int) -> None:

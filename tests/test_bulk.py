@@ -2,7 +2,9 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,27 @@ def test_an_archive_of_more_files_than_are_allowed_is_refused_unread() -> None:
         zip_to_files(content, maximum_files=2, maximum_bytes=10)
     with pytest.raises(PayloadTooLarge, match="claim 1000000 bytes; the limit is 10"):
         zip_to_files(content, maximum_files=3, maximum_bytes=10)
+
+
+def test_an_entry_that_claims_little_is_not_decompressed_beyond_that() -> None:
+    """Also where its checksum is that of the little."""
+    content = claiming(archive_of({"a.png": bytes(10**8)}), 100)
+    at = content.index(b"PK\1\2") + 16
+    content = content[:at] + struct.pack("<I", zlib.crc32(bytes(100))) + content[at + 4 :]
+    tracemalloc.start()
+    try:
+        files = zip_to_files(content, maximum_files=1, maximum_bytes=100)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert files == [("a.png", bytes(100))]
+    assert peak < 10**6
+
+
+def test_hidden_files_and_what_macos_adds_are_passed_over() -> None:
+    names = ["__MACOSX/._a.png", ".DS_Store", "folder/.hidden/b.png", "folder/a.png"]
+    content = archive_of(dict.fromkeys(names, b"x"))
+    assert zip_to_files(content, maximum_files=1, maximum_bytes=1) == [("folder/a.png", b"x")]
 
 
 async def test_other_operations_read_no_archives(client: httpx.AsyncClient) -> None:

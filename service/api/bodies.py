@@ -79,8 +79,8 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
         content = b"".join([chunk async for chunk in chunks])
     if content and not media_type:
         raise _unsupported("none", body)
-    if len(content) > _LARGE_BYTES:
-        # On a thread, so that other requests are answered meanwhile.
+    if len(content) > _LARGE_BYTES or media_type == ZIP:
+        # On a thread, so that other requests are answered meanwhile: small archives hold much.
         return await asyncio.to_thread(_parse, media_type, content, query, body, limits)
     return _parse(media_type, content, query, body, limits)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from service.core import scores as scoring
-from service.core.manifest import Digest, Part, Split
+from service.core.manifest import Digest, Part, Split, read_part
 from service.core.scores import Fit, Floats, Levels, Score, Statistics
 from service.errors import ArtifactError, InvalidRequest, OutOfRange
 
@@ -194,19 +194,8 @@ def read_calibration(path: Path, artifact_digest: str) -> Calibration:
 
     Raises ArtifactError where it is unreadable, inconsistent, altered, or of another artifact.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        calibration = Calibration.model_validate_json(text)
-        identity = _identity(json.loads(text))
-    except OSError as error:
-        raise ArtifactError(f"{path.name} can't be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the calibration"
-        raise ArtifactError(f"{path.name}: {where}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is not JSON: {error}") from error
-    if calibration.id != identity:
+    calibration, content = read_part(path, Calibration)
+    if calibration.id != _identity(content):
         raise ArtifactError(f"{path.name} contradicts its id; calibrate again")
     if calibration.artifact_digest != artifact_digest:
         raise ArtifactError(

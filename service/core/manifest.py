@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +82,9 @@ class Part(BaseModel):
     """Strict and immutable: an unknown or mistyped field is a refusal, never a guess."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Part)
 
 
 class Event(Part):
@@ -429,21 +432,29 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises ArtifactError where it is missing, unreadable, inconsistent or altered.
     """
-    try:
-        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
-        manifest = Manifest.model_validate_json(text)
-        digest = artifact_digest(json.loads(text))
-    except OSError as error:
-        raise ArtifactError(f"{MANIFEST_FILE} can't be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the manifest"
-        raise ArtifactError(f"{MANIFEST_FILE}: {where}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{MANIFEST_FILE} is not JSON: {error}") from error
+    manifest, content = read_part(folder / MANIFEST_FILE, Manifest)
+    digest = artifact_digest(content)
     if manifest.artifact_digest != digest:
         raise ArtifactError(f"{MANIFEST_FILE} contradicts its artifact_digest; export it again")
     return manifest
+
+
+def read_part(path: Path, kind: type[P]) -> tuple[P, dict[str, Any]]:
+    """Read a JSON file of the contract; return it checked, and its content as it stands.
+
+    Raises ArtifactError that names the file and what is wrong with it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return kind.model_validate_json(text), json.loads(text)
+    except OSError as error:
+        raise ArtifactError(f"{path.name} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or f"the {kind.__name__.lower()}"
+        raise ArtifactError(f"{path.name}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not JSON: {error}") from error
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

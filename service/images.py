@@ -143,9 +143,9 @@ def zip_to_files(
 
 
 def _is_shown(entry: zipfile.ZipInfo) -> bool:
-    parts = entry.filename.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not (hidden or entry.is_dir())
+    *folders, name = entry.filename.split("/")  # a folder's own name ends with a slash
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in (*folders, name))
+    return bool(name) and not hidden
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

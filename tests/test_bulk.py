@@ -142,6 +142,11 @@ def test_an_entry_that_claims_little_is_not_decompressed_beyond_that() -> None:
     assert peak < 10**6
 
 
+def test_an_entry_without_a_name_is_passed_over() -> None:
+    content = archive_of({"a.png": b"x"}).replace(b"a.png", b"\0.png")  # names end at a zero
+    assert zip_to_files(content, maximum_files=1, maximum_bytes=1) == []
+
+
 def test_hidden_files_and_what_macos_adds_are_passed_over() -> None:
     names = ["__MACOSX/._a.png", ".DS_Store", "folder/.hidden/b.png", "folder/a.png"]
     content = archive_of(dict.fromkeys(names, b"x"))

@@ -83,6 +83,21 @@ def test_probabilities_of_all_images_sum_to_one() -> None:
         assert log_probability.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def test_predictive_entropies_average_to_the_mean_surprise() -> None:
+    """Chain rule of entropy, over every image there is: the two are one number."""
+    model = build(**TINY)
+    images = torch.tensor(list(itertools.product(range(3), repeat=4))).reshape(-1, 1, 2, 2)
+    graph = model.graphs()[0]
+    log_likelihood, _, entropy = graph.module(images.float(), torch.zeros(len(images), 3))
+    probability = log_likelihood.exp()
+    surprise = -(probability * log_likelihood).sum().item()
+    assert (probability * entropy).sum().item() == pytest.approx(surprise, rel=1e-5)
+    assert entropy.std() > 0.01  # it is of the image, not of the model
+    # The last pixel is not foreseen by itself: whatever its level, the entropy is the same.
+    by_last_pixel = entropy.reshape(-1, 3)
+    assert torch.allclose(by_last_pixel[:, 0], by_last_pixel[:, 1])
+
+
 @pytest.mark.parametrize(("levels", "seen"), [(256, [0, 100, 255]), (4, [0, 1, 3]), (2, [0, 1])])
 def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]) -> None:
     model = build(levels=levels, layers=2, channels=2)

@@ -169,6 +169,10 @@ def first_score(content: dict[str, Any], value: float) -> None:
     content["scores"]["combined"][0] = value
 
 
+def component_of(content: dict[str, Any]) -> Any:
+    return content["fit"]["combination"]["density"]["components"][0]
+
+
 SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "altered": (lambda content: content["data"].update(source="elsewhere"), "contradicts its id"),
     "unsorted": (lambda content: first_score(content, 99.0), "combined must be ascending"),
@@ -179,14 +183,16 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "mistyped": (lambda content: content["protocol"].update(draws="4"), "protocol.draws"),
     "small": (lambda content: content["data"]["score_fit"].update(count=98), "at least 99 images"),
     "singular": (
-        lambda content: content["fit"]["gaussian"].update(correlation=[[-1.0] * 6] * 6),
+        lambda content: component_of(content).update(covariance=[[-1.0] * 6] * 6),
         "positive definite",
     ),
     "lopsided": (
-        lambda content: content["fit"]["gaussian"]["correlation"][0].__setitem__(1, 0.0),
+        lambda content: component_of(content)["covariance"][0].__setitem__(1, 0.0),
         "symmetric",
     ),
-    "uneven": (lambda content: content["fit"]["gaussian"]["mean"].pop(), "named statistics"),
+    "uneven": (lambda content: content["fit"]["combination"]["mean"].pop(), "named statistics"),
+    "ragged": (lambda content: component_of(content)["mean"].pop(), "as many rows and columns"),
+    "too light": (lambda content: component_of(content).update(weight=0.5), "add up to 1"),
     "unfitted": (lambda content: content["fit"]["medians"].pop("codec_bits"), "codec_bits"),
 }
 

@@ -567,9 +567,8 @@ def test_a_background_becomes_a_graph_of_the_model_and_no_model_of_its_own(
         "class_weights": np.eye(4, 3, dtype=np.float32),  # the last has no class
     }
     path = tmp_path / "models" / "tiny" / "1" / background.file
-    scores, _ = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
-        None, inputs
-    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, inputs)
     model = zoo.load_trained("tiny-background", trained)
     levels, class_weights = (torch.from_numpy(values) for values in inputs.values())
     with torch.no_grad():

@@ -140,7 +140,7 @@ def test_only_scores_whose_statistics_exist_are_computed() -> None:
 def test_a_statistic_that_never_varies_is_left_out_of_the_combination() -> None:
     statistics = normal_statistics(200) | {"codec_bits": np.full(200, 64.0)}
     fitted = fit(statistics)
-    assert "codec_bits" not in fitted.gaussian.statistics
+    assert "codec_bits" not in fitted.combination.statistics
     assert np.all(np.isfinite(fitted.score(statistics)["combined"]))
 
 
@@ -150,7 +150,8 @@ def test_statistics_that_repeat_each_other_count_once() -> None:
     alone = {name: column for name, column in statistics.items() if name != "kl_divergence"}
     both = fit(statistics).score(statistics)["combined"]
     once = fit(alone).score(alone)["combined"]
-    assert np.allclose(both, once, rtol=1e-4)
+    # The density of what varies is the same; that of the repetition is the same for every image.
+    assert np.allclose(both - once, (both - once)[0], rtol=1e-4)
 
 
 def test_images_that_are_all_alike_fit_nothing() -> None:
@@ -180,13 +181,11 @@ def test_what_is_not_finite_is_not_fitted_and_scores_highest(fitted: Fit, value:
     st.floats(-1000.0, 1000.0),
     st.sampled_from(sorted(normal_statistics(1))),
 )
-def test_mahalanobis_does_not_depend_on_units_or_origins(
-    power: int, shift: float, name: str
-) -> None:
+def test_combined_does_not_depend_on_units_or_origins(power: int, shift: float, name: str) -> None:
     statistics = normal_statistics(300)
     moved = statistics | {name: (statistics[name] + shift) * 2.0**power}
     expected = fit(statistics).score(statistics)["combined"]
-    assert np.allclose(fit(moved).score(moved)["combined"], expected, rtol=1e-4)
+    assert np.allclose(fit(moved).score(moved)["combined"], expected, rtol=1e-4, atol=1e-4)
 
 
 @given(st.integers(0, 49), st.integers(1, 50))

@@ -25,12 +25,14 @@ from service.core.scores import fit
 from service.errors import ArtifactError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+REPOSITORIES = (ROOT / "artifacts", ROOT / "build" / "anomaly")
+"""What is served, and what is asked here only: models that have not seen a class."""
 
 
 def main() -> None:
     """Score every model, data set by data set, and write the page."""
     try:
-        models = [load_model(folder) for folder in likelihood_models(ROOT / "artifacts")]
+        models = [load_model(folder) for folder in likelihood_models(*REPOSITORIES)]
         written = measure(models)
     except (ArtifactError, DataError) as error:
         sys.exit(f"make anomaly: {error}")

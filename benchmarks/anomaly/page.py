@@ -46,10 +46,11 @@ and the sentences follow from the figures by rule.
 
 - **The statistics** of an image are all that its model's graphs give, and its size in a named
   codec. None was picked, none dropped.
-- **The decision** goes by `combined`, the Mahalanobis distance of all statistics. It needs no
+- **The decision** goes by `combined`, minus the log density of all statistics together. It needs no
   direction, no weights and no constant that an anomaly would have to teach it.
-- **What is fitted** (medians, means, covariances) is fitted on the split `score_fit`: normal
-  images, 5,000 or a little fewer where a class is left out, that no weight was trained on.
+- **What is fitted** (medians, and the density, a mixture of Gaussians) is fitted on the split
+  `score_fit`: normal images, 5,000 or a little fewer where a class is left out, that no weight was
+  trained on. How many Gaussians there are, one half of them decides for the other.
 - **No anomalous image chose anything**: not a score, a statistic, a constant, a seed, or an epoch
   of training. The sets below were named before the first score was seen.
 - A model that estimates draws as often as its manifest says. A model of binary images gets grey

@@ -65,10 +65,11 @@ class Cost(NamedTuple):
     codec: float
 
 
-def likelihood_models(repository: Path) -> list[Path]:
+def likelihood_models(*repositories: Path) -> list[Path]:
     """Return the folders of the artifacts that offer likelihoods, in the order of their names."""
     return [
         path.parent
+        for repository in repositories
         for path in sorted(repository.glob("*/*/manifest.json"))
         if "likelihood" in (manifest := read_manifest(path.parent)).operations
         and manifest.name not in LEFT_OUT

@@ -90,14 +90,14 @@ class GatedPixelCNN(Family):
             v, h = layer(v, h, class_weights)
         return self.head(h).float().permute(0, 2, 3, 1)
 
-    def log_probability_map(self, levels: Tensor, class_weights: Tensor) -> Tensor:
-        """Return log p(x_i | x_1 .. x_i-1) in nats, [N, H, W]."""
-        every = log_softmax(self.logits(levels, class_weights), dim=3)
-        return every.gather(3, levels.unsqueeze(3)).squeeze(3)
+    def log_probabilities(self, levels: Tensor, class_weights: Tensor) -> Tensor:
+        """Return log p(x_i | x_1 .. x_i-1) in nats of every level x_i, [N, H, W, levels]."""
+        return log_softmax(self.logits(levels, class_weights), dim=3)
 
     def log_probability(self, levels: Tensor, class_weights: Tensor) -> Tensor:
         """Return log p(x) in nats, [N] (equation 1)."""
-        return self.log_probability_map(levels, class_weights).flatten(1).sum(dim=1)
+        of_pixels = of_levels(self.log_probabilities(levels, class_weights), levels)
+        return of_pixels.flatten(1).sum(dim=1)
 
     def from_grey(self, grey: Tensor, generator: torch.Generator) -> Tensor:
         """Map 8-bit grey values [N, 1, H, W] to this model's levels [N, H, W], int64."""
@@ -158,21 +158,25 @@ class GatedPixelCNN(Family):
         )
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Return log_likelihood and, of two layers or more, both row steps; sets eval mode."""
+        """Return log_likelihood and, of two layers or more, both row steps; sets eval mode.
+
+        One layer alone, a background, says its likelihood and nothing else.
+        """
         data = Port("data", "data", self.image_shape)
         condition = Port("class_weights", "condition", (self.classes,))
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
-        scored = Graph(
-            "log_likelihood",
-            LogProbability(self).eval(),
-            (data, condition),
-            (log_likelihood, of_pixels),
-        )
         if len(self.layers) == 1:
-            return (scored,)
+            alone = LogProbability(self).eval()
+            return (Graph("log_likelihood", alone, (data, condition), (log_likelihood,)),)
+        of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
+        predictive_entropy = Port("predictive_entropy", "statistic", ())
         return (
-            scored,
+            Graph(
+                "log_likelihood",
+                LogProbabilityAndEntropy(self).eval(),
+                (data, condition),
+                (log_likelihood, of_pixels, predictive_entropy),
+            ),
             self._row_step("row_step", filtered=False),
             self._row_step("row_step_filtered", filtered=True),
         )
@@ -195,14 +199,38 @@ def level_embedding(levels: int, size: int) -> nn.Embedding:
     return embedding
 
 
+def of_levels(log_probabilities: Tensor, levels: Tensor) -> Tensor:
+    """Return those of the levels [N, H, W] among log-probabilities [N, H, W, levels], [N, H, W]."""
+    return log_probabilities.gather(3, levels.unsqueeze(3)).squeeze(3)
+
+
 class LogProbability(nn.Module):
-    """Graph: image and class weights to log p(x), as a whole and pixel by pixel."""
+    """Graph: image and class weights to log p(x)."""
 
     def __init__(self, model: GatedPixelCNN):
         super().__init__()
         self.model = model
 
-    def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N] and [N, H, W]."""
-        of_pixels = self.model.log_probability_map(data.squeeze(1).round().long(), class_weights)
-        return of_pixels.flatten(1).sum(dim=1), of_pixels
+    def forward(self, data: Tensor, class_weights: Tensor) -> Tensor:
+        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N]."""
+        return self.model.log_probability(data.squeeze(1).round().long(), class_weights)
+
+
+class LogProbabilityAndEntropy(nn.Module):
+    """Graph: image and class weights to log p(x), pixel by pixel too, and what it was to be."""
+
+    def __init__(self, model: GatedPixelCNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N], [N, H, W] and [N].
+
+        The last is the entropy of p(x_i | x_1 .. x_i-1), summed over the pixels: what -log p(x)
+        would be on average, if the model drew each pixel after those that the image has before it.
+        """
+        levels = data.squeeze(1).round().long()
+        log_probabilities = self.model.log_probabilities(levels, class_weights)
+        of_pixels = of_levels(log_probabilities, levels)
+        entropies = -(log_probabilities.exp() * log_probabilities).sum(dim=3)  # [N, H, W]
+        return of_pixels.flatten(1).sum(dim=1), of_pixels, entropies.flatten(1).sum(dim=1)

@@ -41,11 +41,12 @@ OPERATIONS = (
 )
 """Every operation, in the order in which people meet them."""
 
-STATISTICS = ("reconstruction_error", "kl_divergence", "latent_norm")
+STATISTICS = ("predictive_entropy", "reconstruction_error", "kl_divergence", "latent_norm")
 """What the log_likelihood graph may say of an image besides, for anomaly scores.
 
-In nats -log p(x|z) of the draw and the divergence of the posterior from the prior, and the length
-of the latent: of the posterior's mean where there is a posterior.
+In nats the entropies of p(x_i | x_1 .. x_i-1), summed over the pixels, -log p(x|z) of the draw, and
+the divergence of the posterior from the prior; and the length of the latent: of the posterior's
+mean where there is a posterior.
 """
 
 # A graph's name is its function: the roles that its inputs may have, and an output that it must.

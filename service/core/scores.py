@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from service.core.manifest import Part
+from service.core.mixture import Mixture, fit_mixture
 from service.errors import InvalidRequest
 
 Floats = NDArray[np.float64]
@@ -23,13 +24,19 @@ Levels = NDArray[np.uint8]
 
 Statistic = Literal[
     "log_likelihood",
+    "predictive_entropy",
     "background_log_likelihood",
     "codec_bits",
     "reconstruction_error",
     "kl_divergence",
     "latent_norm",
 ]
-"""Nats, but for codec_bits (bits) and latent_norm (the latent's units)."""
+"""Nats, but for codec_bits (bits) and latent_norm (the latent's units).
+
+`predictive_entropy` is what an autoregressive model expects -log p(x) to be as it goes: the sum
+over pixels of the entropy of p(x_i | x_1 .. x_i-1). Where the model is right, -log p(x) exceeds it
+by zero on average, whatever the image: a simple one is told from one that the model knows.
+"""
 Statistics = Mapping[Statistic, Floats]
 """Arrays [N] by name."""
 
@@ -63,10 +70,6 @@ _NEEDED: dict[Score, tuple[Statistic, ...]] = {
     "latent_norm": ("latent_norm",),
     "combined": (),  # whichever there are
 }
-
-RIDGE = 1e-6
-"""Added to every eigenvalue of the correlation matrix. What differs by less than a thousandth of a
-standard deviation may be float32 rounding, which changes with the batch and the processor."""
 
 _CONSTANT = 1e-6  # a deviation below this share of the largest value is float32 rounding
 _POWERS = np.array([float(10**power) for power in range(23)])  # every double here is exact
@@ -111,46 +114,39 @@ CODEC = f"deflate-9 after PNG filter Paeth, zlib {_implementation()}"
 """The codec, its level and filter, and a hash of what this zlib makes of fixed bytes."""
 
 
-class Gaussian(Part):
-    """Mean and covariance of statistics; the correlation is without `RIDGE`."""
+class Combination(Part):
+    """The density of statistics, each less its mean and in units of its standard deviation."""
 
     statistics: Annotated[tuple[Statistic, ...], Field(min_length=1)]
     mean: tuple[float, ...]
     deviation: tuple[Annotated[float, Field(gt=0)], ...]
-    correlation: tuple[tuple[float, ...], ...]
+    density: Mixture
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:
         size = len(self.statistics)
-        parts = (self.mean, self.deviation, self.correlation, *self.correlation)
-        if any(len(part) != size for part in parts) or len(set(self.statistics)) != size:
-            raise ValueError("mean, deviation and correlation must be of the named statistics")
-        if not np.array_equal(self.correlation, np.transpose(self.correlation)):
-            raise ValueError("the correlation must be symmetric")
-        try:
-            self.whitening()
-        except np.linalg.LinAlgError:
-            raise ValueError("the correlation must be positive definite") from None
+        sizes = {len(self.mean), len(self.deviation), self.density.size, len(set(self.statistics))}
+        if sizes != {size}:
+            raise ValueError("mean, deviation and density must be of the named statistics")
         return self
 
-    def whitening(self) -> Floats:
-        """Return W, lower triangular, with W' W the inverse of correlation + RIDGE."""
-        size = len(self.statistics)
-        lower = np.linalg.cholesky(np.array(self.correlation) + RIDGE * np.eye(size))
-        return np.asarray(np.linalg.solve(lower, np.eye(size)))
+    def score(self, statistics: Statistics) -> Floats:
+        """Return minus the log density, in nats, [N]."""
+        values = _columns(statistics, self.statistics)
+        return -self.density.log_density((values - self.mean) / self.deviation)
 
 
 class Fit(Part):
     """What is fitted on the statistics of the score_fit images."""
 
     medians: dict[Statistic, float]
-    gaussian: Gaussian
+    combination: Combination
 
     @model_validator(mode="after")
     def _statistics_are_known(self) -> Self:
         if "log_likelihood" not in self.medians:
             raise ValueError("medians must hold log_likelihood")
-        if unknown := set(self.gaussian.statistics) - self.medians.keys():
+        if unknown := set(self.combination.statistics) - self.medians.keys():
             raise ValueError(f"medians must hold {sorted(unknown)}")
         return self
 
@@ -187,31 +183,17 @@ class Fit(Part):
             case "kl_divergence" | "latent_norm":
                 return self._distance(score, statistics)
             case "combined":
-                return self._mahalanobis(statistics)
+                return self.combination.score(statistics)
 
     def _distance(self, name: Statistic, statistics: Statistics) -> Floats:
         distance: Floats = np.abs(statistics[name] - self.medians[name])
         return distance
 
-    def _mahalanobis(self, statistics: Statistics) -> Floats:
-        gaussian = self.gaussian
-        values = _columns(statistics, gaussian.statistics)
-        units = (values - np.array(gaussian.mean)) / np.array(gaussian.deviation)
-        # No matrix product: how BLAS adds up depends on the rows that share the call.
-        whitened = (units[:, None, :] * gaussian.whitening()).sum(axis=2)
-        distance: Floats = np.sqrt((whitened * whitened).sum(axis=1))
-        return distance
-
 
 def fit(statistics: Statistics) -> Fit:
-    """Fit medians and a Gaussian to the statistics of normal images.
+    """Fit medians and the density of the combined statistics to those of normal images.
 
-    `combined` is the Mahalanobis distance. By Cauchy-Schwarz it is at least as far, in standard
-    deviations, as any weighted sum of the statistics: it sees what the single scores see, all of
-    which are such sums. Hence no transformation: of logs, say, they would be sums no more. Heavy
-    tails cost power, never validity, since p-values go by rank.
-
-    A statistic that does not vary gives no unit to measure by, and is left out of the Gaussian.
+    A statistic that does not vary gives no unit to measure by, and is left out of the combination.
     Raises InvalidRequest where a statistic is not finite, or none varies.
     """
     for name, column in statistics.items():
@@ -220,24 +202,21 @@ def fit(statistics: Statistics) -> Fit:
     names = tuple(sorted(statistics))
     return Fit(
         medians={name: float(np.median(statistics[name])) for name in names},
-        gaussian=_gaussian(names, _columns(statistics, names)),
+        combination=_combine(names, _columns(statistics, names)),
     )
 
 
-def _gaussian(names: tuple[Statistic, ...], values: Floats) -> Gaussian:
+def _combine(names: tuple[Statistic, ...], values: Floats) -> Combination:
     deviation = values.std(axis=0)
     varies = deviation > _CONSTANT * np.abs(values).max(axis=0)
     if not varies.any():
         raise InvalidRequest("the images are all alike; calibrate with images that differ")
-    mean = values.mean(axis=0)[varies]
-    units = (values[:, varies] - mean) / deviation[varies]
-    correlation = units.T @ units / len(units)
-    correlation = (correlation + correlation.T) / 2.0
-    return Gaussian(
+    mean, deviation = values.mean(axis=0)[varies], deviation[varies]
+    return Combination(
         statistics=tuple(name for name, kept in zip(names, varies, strict=True) if kept),
         mean=tuple(mean.tolist()),
-        deviation=tuple(deviation[varies].tolist()),
-        correlation=tuple(map(tuple, correlation.tolist())),
+        deviation=tuple(deviation.tolist()),
+        density=fit_mixture((values[:, varies] - mean) / deviation),
     )
 
 

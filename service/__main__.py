@@ -1,7 +1,6 @@
 """The command `genserve`: serve, models, verify, calibrate, sample, complete, score."""
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from service import client
@@ -117,7 +117,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     settings = read_settings({name: given[name] for name in Settings.model_fields if name in given})
     configure_logging(settings.log_level)
-    asyncio.run(serve(settings))
+    uvloop.run(serve(settings))
 
 
 def _models(arguments: argparse.Namespace) -> None:

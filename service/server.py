@@ -17,6 +17,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from service.api.app import create_app
+from service.api.protocol import HttpProtocol
 from service.core.batcher import Batcher
 from service.core.engine import Engine
 from service.core.models import Models
@@ -29,6 +30,8 @@ from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
+
+_ENCODER = json.JSONEncoder(default=str)
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,8 @@ def configure_logging(level: str) -> None:
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # No record says these, so they need not be found out for each of them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news are in our own records
 
 
@@ -146,7 +151,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return _ENCODER.encode(entry)
 
 
 def _check_default_models(settings: Settings, models: Models) -> None:
@@ -173,6 +178,7 @@ def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicor
     )
     return uvicorn.Config(
         app,
+        http=HttpProtocol,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.drain_seconds),

@@ -7,7 +7,8 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.api.app import create_app
+from service.api.app import OPERATIONS, create_app
+from service.api.bodies import JSON
 from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.metrics import Metrics
@@ -66,8 +67,20 @@ async def client(engine: Engine, metrics: Metrics) -> AsyncIterator[httpx.AsyncC
     )
     # What the app lets out would fail the test: it must answer whatever happens.
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://genserve") as client:
+    async with httpx.AsyncClient(
+        transport=transport,
+        base_url="http://genserve",
+        event_hooks={"response": [check_documented]},
+    ) as client:
         yield client
+
+
+async def check_documented(answer: httpx.Response) -> None:
+    """Whatever a test asks: a JSON answer has the fields and types that the document states."""
+    schemas = {f"/{operation.name}": operation.answer for operation in OPERATIONS}
+    schema = schemas.get(answer.request.url.path)
+    if schema and answer.is_success and answer.headers["content-type"] == JSON:
+        schema.model_validate_json(await answer.aread(), strict=True, extra="forbid")
 
 
 @pytest.fixture

@@ -34,10 +34,10 @@ def draw(seed: int, purpose: str, item: int, size: int, start: int = 0) -> np.nd
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_philox_gives_the_published_answers(counter: str, key: str, expected: str) -> None:
-    def words(text: str) -> list[np.uint64]:
-        return [np.uint64(int(word, 16)) for word in text.split()]
+    def words(text: str) -> np.ndarray:
+        return np.array([int(word, 16) for word in text.split()], np.uint32)[:, None, None]
 
-    assert list(noise.philox(words(counter), words(key))) == words(expected)
+    assert np.array_equal(noise.philox(words(counter), words(key)), words(expected))
 
 
 def test_the_scheme_gives_its_own_test_vectors() -> None:
@@ -91,6 +91,12 @@ def test_uniforms_are_strictly_inside_the_unit_interval_and_flat() -> None:
 def test_the_inverse_normal_agrees_with_the_standard_library(probability: float) -> None:
     actual = noise.inverse_normal(np.array([probability]))[0]
     assert actual == pytest.approx(NormalDist().inv_cdf(probability), rel=1e-12, abs=1e-12)
+
+
+@given(st.lists(st.floats(1e-300, 1.0 - 1e-16), min_size=1, max_size=9))
+def test_the_inverse_normal_of_one_does_not_depend_on_the_others(values: list[float]) -> None:
+    together = noise.inverse_normal(np.array(values))
+    assert together.tolist() == [noise.inverse_normal(np.array([v]))[0] for v in values]
 
 
 @given(st.floats(0.01, 8.0))

@@ -3,6 +3,8 @@
 import base64
 from typing import Any
 
+import numpy as np
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas import Body, CompleteBody, GenerationBody, LikelihoodBody
@@ -251,25 +253,24 @@ def metadata(answer: Answer, request_id: str) -> dict[str, Any]:
     }
 
 
-def to_json(answer: Answer, body: Body, request_id: str) -> str:
-    """Return an answer as JSON. What was not asked for is absent; what there is none of is null."""
-    said = metadata(answer, request_id)
-    content: Metadata
+def to_json(answer: Answer, body: Body, request_id: str) -> bytes:
+    """Return an answer as JSON, as the schemas above say it.
+
+    What was not asked for is absent; what there is none of, and what is not finite, is null.
+    """
+    content = metadata(answer, request_id)
     match answer.result:
         case GenerationResult() as result:
-            said |= _generated(answer, result, body) | _classes(result)
-            content = (
-                CompleteAnswer(**said, **_completed(result))
-                if isinstance(body, CompleteBody)
-                else GenerationAnswer(**said)
-            )
+            content |= _generated(answer, result, body) | _classes(result)
+            if isinstance(body, CompleteBody):
+                content |= _completed(result)
         case EncodeResult() as result:
-            arrays: Any = {part: _listed(getattr(result, part)) for part in body.answer_parts}
-            content = EncodeAnswer(**said, latent_space=latent_space(answer), **arrays)
+            content["latent_space"] = latent_space(answer)
+            content |= {part: _numbers(getattr(result, part)) for part in body.answer_parts}
         case LikelihoodResult() as result:
             assert isinstance(body, LikelihoodBody)
-            content = LikelihoodAnswer(**said, **_scored(answer.manifest, result, body))
-    return content.model_dump_json(exclude_unset=True)
+            content |= _scored(answer.manifest, result, body)
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def latent_space(answer: Answer) -> str:
@@ -284,12 +285,12 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
     if "images" in body.parts:
         levels = answer.manifest.event.levels
         content["images"] = (
-            result.images.tolist()
+            _numbers(result.images)
             if body.image_format == "array"
             else _base64_png(result.images, levels)
         )
     for part in set(body.parts) - {"images"}:
-        content[part] = result.part(part).tolist()
+        content[part] = _numbers(result.part(part))
     if "latents" in body.parts:
         content["latent_space"] = latent_space(answer)
     return content
@@ -308,7 +309,7 @@ def _classes(result: GenerationResult) -> dict[str, Any]:
     if result.class_weights is None:
         return {}
     labels = result.class_label
-    weights = {"class_weights": result.class_weights.tolist()}
+    weights = {"class_weights": _numbers(result.class_weights)}
     return weights if labels is None else {**weights, "class_label": labels}
 
 
@@ -339,17 +340,15 @@ def _scored(manifest: Manifest, result: LikelihoodResult, body: LikelihoodBody) 
     names = ("quantity", "kind", "base_measure", "estimator", "conditioning", "draws")
     meaning = {name: getattr(result, name) for name in names}
     rows = zip(*columns.values(), strict=True)
-    said["results"] = [
-        Likelihood(**meaning, **dict(zip(columns, row, strict=True))) for row in rows
-    ]
+    said["results"] = [{**meaning, **dict(zip(columns, row, strict=True))} for row in rows]
     return said
 
 
-def _scores(found: Anomaly) -> list[dict[str, Score]]:
+def _scores(found: Anomaly) -> list[dict[str, dict[str, Any]]]:
     """Return the scores of each image by name."""
     columns = {
         name: [
-            Score(value=value, unit=UNITS[name], p_value=p_value)
+            {"value": value, "unit": UNITS[name], "p_value": p_value}
             for value, p_value in zip(values.tolist(), found.p_values[name].tolist(), strict=True)
         ]
         for name, values in found.scores.items()
@@ -357,15 +356,15 @@ def _scores(found: Anomaly) -> list[dict[str, Score]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _applied(found: Anomaly) -> AppliedCalibration:
-    return AppliedCalibration(
-        id=found.calibration,
-        count=found.count,
-        decision=found.decision,
-        false_positive_rate=found.false_positive_rate,
-        realised_rate=found.realised_rate,
-        coverage=COVERAGE,
-    )
+def _applied(found: Anomaly) -> dict[str, Any]:
+    return {
+        "id": found.calibration,
+        "count": found.count,
+        "decision": found.decision,
+        "false_positive_rate": found.false_positive_rate,
+        "realised_rate": found.realised_rate,
+        "coverage": COVERAGE,
+    }
 
 
 def _base64_png(images: Array, levels: int) -> list[str]:
@@ -374,3 +373,10 @@ def _base64_png(images: Array, levels: int) -> list[str]:
 
 def _listed(array: Array | None) -> list[Any] | None:
     return None if array is None else array.tolist()
+
+
+def _numbers(array: Array | None) -> Array | None:
+    """Return an array as orjson reads it, floats with all digits that they have as doubles."""
+    if array is None:
+        return None
+    return np.ascontiguousarray(array, np.float64 if array.dtype.kind == "f" else array.dtype)

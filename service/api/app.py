@@ -1,6 +1,7 @@
 """The REST app: one route for each operation, the models, and what operators watch."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import generate_latest
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from service.api import formats, openapi
 from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
@@ -41,6 +44,7 @@ complete.
 Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
 `application/x-npy`, by `Accept`; `/sample/stream` and `/complete/stream` answer with server-sent
 events. Errors are problem details with a stable `reason`."""
+_LARGE_VALUES = 50_000  # writing more than this takes milliseconds
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -79,7 +83,13 @@ def create_app(
     than the engine's default timeout. Browsers of `cors_origins` may call; without any, there are
     no CORS headers.
     """
-    app = FastAPI(title="genserve", version=version, description=_DESCRIPTION)
+    app = FastAPI(
+        title="genserve",
+        version=version,
+        description=_DESCRIPTION,
+        # Tracing that nobody set up would look for itself in the environment at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     add_problem_handlers(app)
     if cors_origins:
         app.add_middleware(
@@ -95,7 +105,7 @@ def create_app(
         files=engine.limits.count,
         seconds=engine.default_timeout_seconds,
     )
-    app.include_router(_operations(engine, metrics, limits))
+    _add_operations(app, engine, metrics, limits)
     app.include_router(_models(engine))
     app.include_router(_watching(engine, metrics))
     schemas = [operation.body for operation in OPERATIONS]
@@ -104,31 +114,52 @@ def create_app(
     return app
 
 
-def _operations(engine: Engine, metrics: Metrics, limits: BodyLimits) -> APIRouter:
-    router = APIRouter(tags=["operations"])
+class _OperationRoute(APIRoute):
+    """A route whose endpoint reads the request and makes the response itself.
+
+    FastAPI documents it like any other, but what it puts around an endpoint (dependencies, exit
+    stacks) would cost each request as much as reading and checking it.
+    """
+
+    def __init__(
+        self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any
+    ) -> None:
+        super().__init__(path, endpoint, **options)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = app
+
+
+def _add_operations(app: FastAPI, engine: Engine, metrics: Metrics, limits: BodyLimits) -> None:
+    # Not by way of a router that is included: FastAPI would choose among its routes twice.
+    add = partial(
+        app.router.add_api_route,
+        methods=["POST"],
+        tags=["operations"],
+        response_model=None,
+        route_class_override=_OperationRoute,
+    )
     for operation in OPERATIONS:
-        router.add_api_route(
+        add(
             f"/{operation.name}",
             _handler(engine, metrics, operation, limits),
-            methods=["POST"],
             operation_id=operation.name,
             summary=(operation.body.__doc__ or "").strip(),
-            response_model=None,
             responses=openapi.describe_answers(operation.body, operation.answer),
             openapi_extra=openapi.describe_request(operation.body),
         )
         if operation.stream is not None:
-            router.add_api_route(
+            add(
                 f"/{operation.name}/stream",
                 _streaming_handler(engine, metrics, operation.name, operation.stream, limits),
-                methods=["POST"],
                 operation_id=f"{operation.name}_stream",
                 summary=(operation.stream.__doc__ or "").strip(),
-                response_model=None,
                 responses=openapi.describe_events(),
                 openapi_extra=openapi.describe_request(operation.stream),
             )
-    return router
 
 
 def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: BodyLimits) -> Any:
@@ -147,7 +178,11 @@ def _handler(engine: Engine, metrics: Metrics, operation: Operation, limits: Bod
             timeout_seconds=body.timeout_seconds,
         )
         answer = await while_connected(request, run)
-        return formats.write(answer, body, media_type, request.state.request_id)
+        written = answer, body, media_type, request.state.request_id
+        if answer.result.count * answer.manifest.event.dimensions > _LARGE_VALUES:
+            # On a thread, so that other requests are answered meanwhile.
+            return await asyncio.to_thread(formats.write, *written)
+        return formats.write(*written)
 
     return handle
 

@@ -4,8 +4,8 @@ Fields travel in the JSON object or in the form; beside a raw body, or none, in 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from service.api.schemas import Body, LikelihoodBody
 from service.errors import (
@@ -38,6 +37,7 @@ _LARGE_BYTES = 128 * 1024  # parsing more than this takes milliseconds
 Fields = dict[str, Any]
 Chunks = AsyncGenerator[bytes, None]
 B = TypeVar("B", bound=Body)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,13 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("", *media_types(body)):
         raise _unsupported(media_type, body)
-    query = read_texts(body, request.query_params.multi_items())
+    query: Fields = {}
+    if request.scope["query_string"]:
+        query = read_texts(body, request.query_params.multi_items())
     if media_type == FORM:
         _refuse_query(query)
-        async with _arriving(request, limits) as chunks:
-            fields = await _read_form(request, chunks, body, limits)
-        return check(body, fields)
-    async with _arriving(request, limits) as chunks:
-        content = b"".join([chunk async for chunk in chunks])
+        return check(body, await _in_time(_read_form(request, body, limits), limits.seconds))
+    content = await _in_time(_read_bytes(request, limits.bytes), limits.seconds)
     if content and not media_type:
         raise _unsupported("none", body)
     if len(content) > _LARGE_BYTES or media_type == ZIP:
@@ -134,23 +133,21 @@ def _check_archive(content: bytes, query: Fields, body: type[B], limits: BodyLim
     return checked
 
 
-async def _read_form(
-    request: Request, chunks: Chunks, body: type[Body], limits: BodyLimits
-) -> Fields:
-    parser = MultiPartParser(
-        request.headers,
-        chunks,
-        max_files=limits.files,
-        max_fields=_MAXIMUM_TEXTS,
-        max_part_size=_MAXIMUM_TEXT_BYTES,
-    )
-    parser.spool_max_size = (
-        limits.bytes
-    )  # in memory: the body is bounded, the disk may be read-only
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise MalformedRequest(f"the form can't be read: {error.message}") from None
+async def _read_form(request: Request, body: type[Body], limits: BodyLimits) -> Fields:
+    async with aclosing(_chunks(request, limits.bytes)) as chunks:
+        parser = MultiPartParser(
+            request.headers,
+            chunks,
+            max_files=limits.files,
+            max_fields=_MAXIMUM_TEXTS,
+            max_part_size=_MAXIMUM_TEXT_BYTES,
+        )
+        # In memory: the body is bounded, the disk may be read-only.
+        parser.spool_max_size = limits.bytes
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise MalformedRequest(f"the form can't be read: {error.message}") from None
     try:
         return await _form_fields(form, body)
     finally:
@@ -171,36 +168,37 @@ async def _form_fields(form: FormData, body: type[Body]) -> Fields:
     return _with_upload(fields, body, files) if files else fields
 
 
-@asynccontextmanager
-async def _arriving(request: Request, limits: BodyLimits) -> AsyncIterator[Chunks]:
-    """Give the chunks of a body, within its limits of bytes and of time."""
+async def _in_time(reading: Awaitable[T], seconds: float) -> T:
+    """Return what was read of a body; raises DeadlineExceeded where it does not arrive in time."""
     try:
-        async with (
-            asyncio.timeout(limits.seconds),
-            aclosing(_chunks(request, limits.bytes)) as chunks,
-        ):
-            yield chunks
+        async with asyncio.timeout(seconds):
+            return await reading
     except TimeoutError:
         raise DeadlineExceeded(
-            f"the body was not there after {limits.seconds:g} s; send it faster, or less at once"
+            f"the body was not there after {seconds:g} s; send it faster, or less at once"
         ) from None
+
+
+async def _read_bytes(request: Request, maximum_bytes: int) -> bytes:
+    return b"".join([chunk async for chunk in _chunks(request, maximum_bytes)])
 
 
 async def _chunks(request: Request, maximum_bytes: int) -> Chunks:
     """Yield the body; raises PayloadTooLarge by its declared length, or where it gets there."""
     declared = request.headers.get("content-length", "")
-    size = 0
-    try:
-        # At most 18 digits: int() itself raises for thousands of them.
-        if declared.isdecimal() and (len(declared) > 18 or int(declared) > maximum_bytes):
+    # At most 18 digits: int() itself raises for thousands of them.
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > maximum_bytes):
+        raise _too_large(maximum_bytes)
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestCancelled("the client left before the body was there")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        size += len(chunk)
+        if size > maximum_bytes:
             raise _too_large(maximum_bytes)
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > maximum_bytes:
-                raise _too_large(maximum_bytes)
-            yield chunk
-    except ClientDisconnect:
-        raise RequestCancelled("the client left before the body was there") from None
+        yield chunk
 
 
 def _with_upload(fields: Fields, body: type[Body], content: object) -> Fields:

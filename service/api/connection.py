@@ -16,13 +16,21 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
     The body has been read to its end, so all that is left to receive is the disconnect.
     """
-    running = asyncio.ensure_future(work)
+    working = asyncio.current_task()
+    assert working is not None, "requests are handled in tasks"
     leaving = asyncio.ensure_future(request.receive())
+
+    def leave(_: object) -> None:
+        working.cancel()
+
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((running, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise RequestCancelled("the client left before the result was there")
-        return running.result()
+        return await work
+    except asyncio.CancelledError:
+        # Whoever else cancels this task, as a server that stops does, wants it to end.
+        if leaving.done() and not working.uncancel():
+            raise RequestCancelled("the client left before the result was there") from None
+        raise
     finally:
-        running.cancel()
+        leaving.remove_done_callback(leave)
         leaving.cancel()

@@ -5,7 +5,6 @@ import re
 import time
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import CLIENT_CLOSED_REQUEST, internal_problem
@@ -15,7 +14,8 @@ REQUEST_ID = "X-Request-Id"
 access = logging.getLogger("genserve.access")
 log = logging.getLogger(__name__)
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HEADER = REQUEST_ID.lower().encode()
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 class Envelope:
@@ -30,14 +30,14 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         started, status = time.monotonic(), 0
-        request_id = _request_id(Headers(scope=scope))
+        request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message.get("headers", ()), (_HEADER, request_id.encode())]
             await send(message)
 
         try:
@@ -59,7 +59,9 @@ class Envelope:
             )
 
 
-def _request_id(headers: Headers) -> str:
+def _request_id(scope: Scope) -> str:
     """Return the client's id where it is sane, or a new one."""
-    asked = headers.get(REQUEST_ID, "")
-    return asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
+    for name, value in scope["headers"]:
+        if name == _HEADER and _SANE_ID.fullmatch(value):
+            return str(value.decode())
+    return uuid.uuid4().hex

@@ -1,5 +1,6 @@
 """What REST requests are made of: strict field types, conditions, and points in latent space."""
 
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -70,6 +71,7 @@ class Strict(BaseModel):
     )
 
     @classmethod
+    @cache
     def field_names(cls) -> list[str]:
         """Return the names that clients use."""
         return [field.alias or name for name, field in cls.model_fields.items()]

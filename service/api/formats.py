@@ -4,6 +4,7 @@ What JSON says beside its arrays, the other two say in headers: `artifact_digest
 `X-Genserve-Artifact-Digest`.
 """
 
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -65,7 +66,7 @@ def write(answer: Answer, body: Body, media_type: str, request_id: str) -> Respo
     content = _to_png(answer) if media_type == PNG else _to_npy(answer, body.answer_parts[0])
     facts = metadata(answer, request_id) | _facts(answer)
     del facts["request_id"]  # X-Request-Id says it
-    headers = {f"X-Genserve-{_header_name(name)}": _header(fact) for name, fact in facts.items()}
+    headers = {_header_name(name): _header(str(fact)) for name, fact in facts.items()}
     return Response(content, media_type=media_type, headers=headers)
 
 
@@ -115,10 +116,12 @@ def _facts(answer: Answer) -> dict[str, Any]:
             return said
 
 
+@cache
 def _header_name(name: str) -> str:
-    return "-".join(word.capitalize() for word in name.split("_"))
+    return "X-Genserve-" + "-".join(word.capitalize() for word in name.split("_"))
 
 
-def _header(value: object) -> str:
+@lru_cache(maxsize=1000)  # most of what is said is said of every answer
+def _header(fact: str) -> str:
     # A manifest may say things that a header can't hold; those are percent-encoded.
-    return quote(str(value), safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
+    return quote(fact, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")

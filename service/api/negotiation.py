@@ -13,6 +13,8 @@ def choose(accept: str | None, offered: Sequence[str]) -> str:
     """
     if accept is None or not accept.strip():
         return offered[0]
+    if accept in offered:
+        return accept
     ranges = [_parse(part) for part in accept.split(",")]
     ranked = [
         (*_preference(ranges, media_type), -index) for index, media_type in enumerate(offered)

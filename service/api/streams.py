@@ -81,7 +81,7 @@ def _body(text: str) -> Message:
 
 def _write(event: Progress | Answer, body: Body, request_id: str) -> str:
     if isinstance(event, Answer):
-        return _text("result", to_json(event, body, request_id))
+        return _text("result", to_json(event, body, request_id).decode())
     progress: dict[str, Any] = {
         "rows_done": event.rows_done,
         "rows_total": event.rows_total,

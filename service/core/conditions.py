@@ -57,8 +57,9 @@ def _one_hot(classes: Sequence[int], count: int, size: int) -> Array:
         )
     for label in classes:
         check_range("class", label, 0, size - 1)
-    weights = np.eye(size, dtype=np.float32)[list(classes)]
-    return np.repeat(weights, count // len(weights), axis=0)
+    weights = np.zeros((count, size), np.float32)
+    weights[np.arange(count), classes] = 1.0  # one class is that of all
+    return weights
 
 
 def _drawn_classes(prior: Sequence[float], count: int, seed: int) -> list[int]:

@@ -88,6 +88,7 @@ class Engine:
         self._draining = asyncio.Event()
         self._in_flight = 0
         self._quiet = asyncio.Event()  # set whenever the last request in flight ends
+        metrics.requests_in_flight.set_function(lambda: self._in_flight)
 
     async def load_default_models(self) -> None:
         """Load the default set; a model that is refused does not keep the others from loading."""
@@ -217,11 +218,9 @@ class Engine:
     def _enter(self) -> None:
         self._in_flight += 1
         self._quiet.clear()
-        self._metrics.requests_in_flight.set(self._in_flight)
 
     def _leave(self) -> None:
         self._in_flight -= 1
-        self._metrics.requests_in_flight.set(self._in_flight)
         if not self._in_flight:
             self._quiet.set()
 

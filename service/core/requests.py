@@ -229,11 +229,12 @@ class GenerationResult:
     def class_label(self) -> list[int] | None:
         """The class of each image, where each has weights of a single one."""
         weights = self.class_weights
-        if weights is None or not np.all(
-            np.isin(weights, (0, 1)) & (weights.sum(1, keepdims=True) == 1)
-        ):
+        if weights is None:
             return None
-        labels: list[int] = weights.argmax(axis=1).tolist()
+        ones = weights == 1
+        if np.count_nonzero(weights) != len(weights) or not np.all(ones.sum(axis=1) == 1):
+            return None
+        labels: list[int] = ones.argmax(axis=1).tolist()
         return labels
 
     def part(self, name: str) -> Array:

@@ -33,6 +33,7 @@ Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
 _MAXIMUM_UNANSWERED = 32  # messages of a feed that are read and not yet answered
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
+_LARGE_VALUES = 50_000  # writing more than this takes milliseconds
 
 
 class GenerationServicer(GenerationServiceServicer):
@@ -196,8 +197,8 @@ class GenerationServicer(GenerationServiceServicer):
 
 async def _written(response: type[Generation], answer: Answer, message: Message) -> Generation:
     png, parts = reading.as_png(message), reading.parts(message)
-    if png:
-        # Compression takes a while, in which the thread lets other calls go on.
+    if answer.result.count * answer.manifest.event.dimensions > _LARGE_VALUES:
+        # On a thread, so that other calls are answered meanwhile.
         return await asyncio.to_thread(writing.generation, response, answer, parts, png)
     return writing.generation(response, answer, parts, png)
 

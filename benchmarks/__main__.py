@@ -7,12 +7,13 @@ the other load.
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import coldstart, likelihood, machine, pixelcnn, sample
+from benchmarks import coldstart, likelihood, machine, overload, pixelcnn, sample
 from benchmarks.processes import ServerFailed
 
 TARGETS: dict[str, Callable[[], None]] = {
     "sample": sample.measure,
     "likelihood": likelihood.measure,
+    "overload": overload.measure,
     "coldstart": coldstart.measure,
     "pixelcnn": pixelcnn.measure,
 }

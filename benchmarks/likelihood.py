@@ -60,7 +60,8 @@ def measure() -> None:
         f"# What scoring images costs\n\n{pages.head('likelihood')}",
         f"{IMAGES} images a request, scored by `{MODEL}`: its exact log-likelihood, one run of one "
         f"graph.\n{explain(clients, ROUNDS)}",
-        f"## Targets\n\nAs for samples of the medium generator.\n\n{pages.target_table(targets(comparison))}",
+        "## Targets\n\nAs for samples of the medium generator.\n",
+        pages.target_table(targets(comparison)),
         f"## Measured\n\n{floor_table(comparison)}\n{case_table(comparison)}",
         f"*{SCORES}* runs a second graph and packs each image as a PNG: it is no share of the same "
         f"work.\n\nOther processes: {machine.refuse_other_work(work):.2f} cores meanwhile.\n",

@@ -7,7 +7,7 @@ the other load.
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import coldstart, likelihood, machine, overload, pixelcnn, sample
+from benchmarks import coldstart, likelihood, machine, overload, pixelcnn, sample, soak
 from benchmarks.processes import ServerFailed
 
 TARGETS: dict[str, Callable[[], None]] = {
@@ -15,6 +15,7 @@ TARGETS: dict[str, Callable[[], None]] = {
     "likelihood": likelihood.measure,
     "overload": overload.measure,
     "coldstart": coldstart.measure,
+    "soak": soak.measure,
     "pixelcnn": pixelcnn.measure,
 }
 UNTIMED = {"soak"}

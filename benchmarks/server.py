@@ -21,6 +21,7 @@ class Server:
     http_port: int
     grpc_port: int
     start_seconds: float  # from its command to 200 on /readyz
+    log: Path
 
     @property
     def memory_mebibytes(self) -> float:
@@ -31,6 +32,11 @@ class Server:
     def resident_mebibytes(self) -> float:
         """Its resident memory now (RSS)."""
         return resident_mebibytes(self.pid)
+
+    def read_errors(self) -> list[str]:
+        """Return the lines of its log that say that something is wrong."""
+        with self.log.open(encoding="utf-8") as lines:
+            return [line for line in lines if '"level": "info"' not in line]
 
     @property
     def processor_seconds(self) -> float:
@@ -51,7 +57,8 @@ def running_server(**settings: object) -> Iterator[Server]:
     with running(command, environment) as process:
         http_port, grpc_port = process.wait_for(lambda: _read_ports(process.log))
         process.wait_for(lambda: answers(http_port, "/readyz"))
-        yield Server(process.process.pid, http_port, grpc_port, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        yield Server(process.process.pid, http_port, grpc_port, seconds, process.log)
 
 
 def answers(port: int, path: str) -> bool:

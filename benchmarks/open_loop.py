@@ -128,12 +128,19 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._request, self._due = b"", 0.0
         self._received = bytearray()
+        self._lost = asyncio.Event()
 
     def ask(self, request: bytes, due: float) -> None:
         """Send a request, at once or when the connection is there."""
         self._request, self._due = request, due
         if self._transport is not None:
             self._transport.write(request)
+
+    async def close(self) -> None:
+        """Close the connection, if it is there."""
+        if self._transport is not None:
+            self._transport.close()
+            await self._lost.wait()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -154,6 +161,7 @@ class _Connection(asyncio.Protocol):
             self._idle.append(self)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._lost.set()
         if self._due:
             self._watch.note(self._due, "disconnected", False)
         elif self in self._idle:
@@ -187,7 +195,11 @@ async def _rest(offer: Offer):
             return False
         return True
 
-    yield watch, send
+    try:
+        yield watch, send
+    finally:
+        for connection in made:
+            await connection.close()
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ GROWTH = 1.05
 AT_ONCE = 32
 SEED = 1
 _ANSWER_SECONDS = 60.0  # a request that hangs is unanswered
+_REUSE_SECONDS = 4.0  # the server closes a connection that is idle for 5
 
 
 @dataclass
@@ -119,17 +120,25 @@ async def _call(visit: Visit, request: Grpc, channel: grpc.aio.Channel) -> tuple
 
 
 class _Connection:
-    """A keep-alive connection that is made again where it was closed."""
+    """A keep-alive connection that is made again where it was closed, or was idle for long.
+
+    Idle counts from the last request, not from its answer: where the machine stalls, that may have
+    been there for long before it is read.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self._asked = 0.0
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: Rest) -> tuple[str, bytes]:
         """Return status and body; a stream is read to its end."""
+        if time.monotonic() - self._asked > _REUSE_SECONDS:
+            await self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams
+        self._asked = time.monotonic()
         try:
             writer.write(request.to_bytes())
             head = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -33,6 +33,8 @@ from benchmarks.side_by_side import (
     rest_case,
     tail,
 )
+from service.images import levels_to_png
+from service.rpc.pb import generation_service_pb2 as pb
 
 MODEL = "mnist-pixelcnn"
 IMAGES = 4
@@ -92,15 +94,11 @@ def json_request(images: object, **fields: object) -> RestRequest:
 
 def png_images() -> list[str]:
     """Return each image as base64 PNG."""
-    from service.images import levels_to_png
-
     return [base64.b64encode(levels_to_png(image, 256)).decode() for image in make_images()]
 
 
 def grpc_request() -> GrpcRequest:
     """Return the images as levels."""
-    from service.rpc.pb import generation_service_pb2 as pb
-
     images = make_images()
     count, height, width, channels = images.shape
     message = pb.LikelihoodRequest(

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -43,6 +44,7 @@ from benchmarks.side_by_side import (
     rest_case,
     tail,
 )
+from service.rpc.pb import generation_service_pb2 as pb
 
 IMAGES = 4
 """Images a request."""
@@ -76,7 +78,7 @@ def measure() -> None:
     work, clients = machine.OtherWork(), describe_clients()
     repository = export_generators()
     floors = {one: Floor(one.folder(repository), "decode") for one in (SMALL, MEDIUM)}
-    with running_servers() as servers:
+    with running_servers(repository) as servers:
         small = compare(floors[SMALL], cases(servers, SMALL), IMAGES, ROUNDS)
         medium = compare(floors[MEDIUM], cases(servers, MEDIUM), IMAGES, ROUNDS)
         latencies = compare_latencies(floors[SMALL], servers.service)
@@ -96,9 +98,8 @@ def measure() -> None:
 
 
 @contextmanager
-def running_servers() -> Iterator[Servers]:
+def running_servers(repository: Path) -> Iterator[Servers]:
     """Start the service and every plain one, and look at an answer of each."""
-    repository = export_generators()
     generators = (SMALL, MEDIUM)
     names = ",".join(generator.name for generator in generators)
     folders = [generator.folder(repository) for generator in generators]
@@ -131,9 +132,7 @@ def rest_request(
 
 def grpc_request(generator: Generator, count: int = IMAGES) -> GrpcRequest:
     """Return a call for images, as levels."""
-    from service.rpc.pb.generation_service_pb2 import SampleRequest
-
-    message = SampleRequest(model=generator.name, count=count, seed=1)
+    message = pb.SampleRequest(model=generator.name, count=count, seed=1)
     return GrpcRequest("Sample", message.SerializeToString())
 
 

@@ -44,7 +44,8 @@ export: .venv/developing
 	$(BIN)/python -m export $(MODEL)
 	$(BIN)/genserve verify artifacts/*/[0-9]*
 
-# `make bench TARGET=pixelcnn` measures painting and writes benchmarks/results/pixelcnn.md.
+# TARGET is sample (unless set), likelihood, overload, coldstart, soak or pixelcnn; each writes
+# benchmarks/results/<target>.md. wrk loads the server: apt install wrk.
 bench: .venv/developing
 	$(BIN)/python -m benchmarks $(TARGET)
 

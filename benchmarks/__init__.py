@@ -1,1 +1,1 @@
-"""What serving costs: the server against bare ONNX Runtime, as ratios measured in one run."""
+"""What serving costs, and what it bears: measured on a real server, and written to results/."""

@@ -1,8 +1,9 @@
-"""The machine: what it is, what else runs on it, and the memory of a process. Reads /proc."""
+"""The machine: what it is, what else runs on it, and what a process takes. Reads /proc."""
 
 import os
 import platform
 import time
+from contextlib import suppress
 from pathlib import Path
 
 MAXIMUM_OTHER_CORES = 0.1
@@ -69,11 +70,40 @@ def core_count() -> int:
 
 
 def memory_mebibytes(pid: int) -> float:
-    """Return a process's share of memory (PSS: shared pages are divided among their users)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise LookupError("smaps_rollup has no line 'Pss:'")
+    """Return the share of memory of a process and its children.
+
+    It is the PSS: pages that several processes share are divided among them.
+    """
+    return sum(_kibibytes(process, "smaps_rollup", "Pss") for process in _family(pid)) / 1024
+
+
+def resident_mebibytes(pid: int) -> float:
+    """Return the resident memory of one process, shared pages in full, as `ps` shows it."""
+    return _kibibytes(pid, "status", "VmRSS") / 1024
+
+
+def processor_seconds(pid: int) -> float:
+    """Return what a process and its children have computed so far, in seconds of one core."""
+    return sum(_processor_seconds(Path(f"/proc/{process}/stat")) for process in _family(pid))
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
+    family = [pid]
+    for member in family:  # grows meanwhile
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+def _kibibytes(pid: int, file: str, name: str) -> int:
+    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    raise LookupError(f"{file} has no line '{name}:'")
 
 
 def _processor_name() -> str:
@@ -96,11 +126,12 @@ def _our_seconds() -> float:
 def _seconds_by_process() -> dict[str, float]:
     seconds = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, fields = path.read_text().rsplit(")", 1)
-        except OSError:  # it has just ended
-            continue
-        user, system = fields.split()[11:13]
-        process = f"{name.split('(', 1)[1]} (process {path.parent.name})"
-        seconds[process] = (int(user) + int(system)) / _TICKS_PER_SECOND
+        with suppress(OSError):  # it has just ended
+            name = path.read_text().split("(", 1)[1].rsplit(")", 1)[0]
+            seconds[f"{name} (process {path.parent.name})"] = _processor_seconds(path)
     return seconds
+
+
+def _processor_seconds(stat: Path) -> float:
+    user, system = stat.read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / _TICKS_PER_SECOND

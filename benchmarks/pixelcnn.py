@@ -6,7 +6,7 @@ It writes benchmarks/results/pixelcnn.md in under ten minutes, and refuses to ru
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-from benchmarks import machine
+from benchmarks import machine, pages
 from benchmarks.arrivals import MIX, SMALL, Served, first_rows, last_rows
 from benchmarks.batching import (
     BACKLOG,
@@ -19,14 +19,11 @@ from benchmarks.batching import (
     serve_lone,
 )
 from benchmarks.batching import ROUNDS as BATCHING_ROUNDS
-from benchmarks.floor import Floor
 from benchmarks.intervals import Estimate, estimate
 from benchmarks.multiples import NAIVE_SECONDS, ROUNDS, SLOTS, Case, measure_multiples
+from benchmarks.pages import table
 from benchmarks.raster_models import RasterModel, open_bundled, open_large
-from benchmarks.server import ROOT
 from benchmarks.streaming import STREAMS, measure_streams
-
-RESULTS = ROOT / "benchmarks" / "results" / "pixelcnn.md"
 
 LIGHT, HEAVY = 0.6, 0.7
 """Images offered, as shares of what the static batcher paints at saturation."""
@@ -43,18 +40,14 @@ def measure() -> None:
         _describe_streams(measure_streams()),
     ]
     text = "\n".join(parts)
-    print(text)
     text += f"\nOther processes: {machine.refuse_other_work(work):.2f} cores meanwhile.\n"
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(text, encoding="utf-8")
-    print(f"Written to {RESULTS.relative_to(ROOT)}.")
+    pages.write("pixelcnn", text)
 
 
 def _head() -> str:
     return f"""# PixelCNN: what painting costs, and what joining between rows gains
 
-Written by `make bench TARGET=pixelcnn`. Machine: {machine.describe()}; {Floor().describe()}.
-Times belong to this machine; ratios travel better. In brackets: the 95 % interval of the median
+{pages.head("pixelcnn")}In brackets: the 95 % interval of the median
 over rounds, by bootstrap. Of few rounds it can't be wider than they are.
 """
 
@@ -105,7 +98,7 @@ def _describe_model(model: RasterModel, cases: Sequence[Case]) -> str:
         ]
         for case in cases
     ]
-    return f"{model.description}.\n\n{_table(header, rows)}\n"
+    return f"{model.description}.\n\n{table(header, rows)}\n"
 
 
 def _measure_batching(model: RasterModel) -> str:
@@ -162,7 +155,7 @@ Saturation, a backlog of {BACKLOG} images that is there from the start:
 
 {_describe_load(HEAVY, heavy)}
 
-{_table(["", "measured", "aim"], aims)}
+{table(["", "measured", "aim"], aims)}
 A row call is the median run of the `row_step` graph during the scheduler's round at that load,
 however many images shared it: {row_call:.2f} ms. The idle server got such requests one at a time;
 its p95 to the first row was {_milliseconds(lone, _p95_small)} ms.
@@ -174,7 +167,7 @@ def _describe_saturation(saturated: Comparison) -> str:
         [name, estimate([run.images_per_second for run in runs]).format(0)]
         for name, runs in _painters(saturated)
     ]
-    return _table(["", "images/s"], rows)
+    return table(["", "images/s"], rows)
 
 
 def _describe_load(load: float, comparison: Comparison) -> str:
@@ -199,7 +192,7 @@ def _describe_load(load: float, comparison: Comparison) -> str:
         [name, *(_milliseconds(runs, figure) for figure in figures)]
         for name, runs in _painters(comparison)
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _painters(comparison: Comparison) -> list[tuple[str, list[Run]]]:
@@ -237,8 +230,3 @@ of its own, {STREAMS} streams one at a time: the first row is read after {first:
 result after {whole:.1f} ms (medians). The share is {share.format(3)}; aim: at most 0.05.
 The first of 28 rows is 0.036 of the painting.
 """
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

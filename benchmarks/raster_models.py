@@ -1,16 +1,12 @@
-"""The raster models that are measured: the bundled one, and a larger one of random weights.
+"""The raster models that are measured: the bundled one, and a larger one of random weights."""
 
-Exports go to build/, which git ignores, under a digest of whatever they are made from.
-"""
-
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.server import ROOT
+from benchmarks.exports import ARTIFACTS, ROOT, export_folder
 from service.core.batcher import LoadedGraph
 from service.core.lanes import Canvas
 from service.core.manifest import Manifest
@@ -58,7 +54,7 @@ def open_bundled() -> RasterModel:
 
         _export_forward(load_trained(BUNDLED), forward)
     description = f"`{BUNDLED}`: 7 layers, 32 channels, head 64, 256 levels, trained"
-    return _open(description, ROOT / "artifacts" / BUNDLED / "1", forward)
+    return _open(description, ARTIFACTS / BUNDLED / "1", forward)
 
 
 def open_large() -> RasterModel:
@@ -79,12 +75,7 @@ def _open(description: str, folder: Path, forward: Path) -> RasterModel:
 
 
 def _exports() -> Path:
-    files = sorted(path for source in _SOURCES for path in (ROOT / source).rglob("*.*"))
-    files = [path for path in files if path.suffix in {".py", ".safetensors"}]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in (Path(__file__), *files)))
-    folder = ROOT / "build" / "benchmarks" / digest.hexdigest()[:12]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return export_folder([Path(__file__), *(ROOT / source for source in _SOURCES)])
 
 
 # Torch is imported where something is to be exported, and there only: it takes seconds.

@@ -1,35 +1,16 @@
-"""A real server: `genserve serve` in a process of its own, with default settings, on free ports."""
+"""The server that is measured: `genserve serve` in a process of its own, on free ports."""
 
-import io
 import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
 
-import numpy as np
-
-from benchmarks.machine import memory_mebibytes
-from benchmarks.requests import ACCEPT, rest_body
-
-ROOT = Path(__file__).resolve().parents[1]
-
-_START_SECONDS = 30.0
-_STOP_SECONDS = 10.0
-_LOOK_SECONDS = 0.01  # between two looks at a server that is starting
-
-T = TypeVar("T")
-
-
-class ServerFailed(Exception):
-    """The server did not start, or answered wrongly; the message says what was seen."""
+from benchmarks.machine import memory_mebibytes, processor_seconds, resident_mebibytes
+from benchmarks.processes import running
 
 
 @dataclass(frozen=True)
@@ -40,79 +21,56 @@ class Server:
     http_port: int
     grpc_port: int
     start_seconds: float  # from its command to 200 on /readyz
+    log: Path
 
     @property
     def memory_mebibytes(self) -> float:
-        """What it holds now."""
+        """Its share of memory now (PSS)."""
         return memory_mebibytes(self.pid)
 
-    def check_answer(self, count: int) -> None:
-        """Ask once and look at the answer, so that nothing wrong is timed. Raises ServerFailed."""
-        images = np.load(io.BytesIO(_post_sample(self.http_port, count)))
-        if images.shape != (count, 28, 28, 1) or images.dtype != np.uint8:
-            raise ServerFailed(f"/sample answered {images.dtype} {images.shape} for {count} images")
+    @property
+    def resident_mebibytes(self) -> float:
+        """Its resident memory now (RSS)."""
+        return resident_mebibytes(self.pid)
+
+    def read_errors(self) -> list[str]:
+        """Return the lines of its log that say that something is wrong."""
+        with self.log.open(encoding="utf-8") as lines:
+            return [line for line in lines if '"level": "info"' not in line]
+
+    @property
+    def processor_seconds(self) -> float:
+        """What it has computed since its start."""
+        return processor_seconds(self.pid)
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
-    """Start a server, wait until it is ready, and stop it at the end. Raises ServerFailed."""
-    with TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        started = time.monotonic()
-        process = _start(log)
-        try:
-            http_port, grpc_port = _wait_for(lambda: _read_ports(log), process, log)
-            _wait_for(lambda: _is_ready(http_port), process, log)
-            yield Server(process.pid, http_port, grpc_port, time.monotonic() - started)
-        finally:
-            _stop(process)
+def running_server(**settings: object) -> Iterator[Server]:
+    """Start a server, wait until it is ready, and stop it at the end. Raises ServerFailed.
+
+    `settings` go by their names, such as `maximum_queued_rows`; all others are the defaults.
+    """
+    started = time.monotonic()
+    command = [sys.executable, "-m", "service", "serve"]
+    environment = {f"GENSERVE_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= {"GENSERVE_HTTP_PORT": "0", "GENSERVE_GRPC_PORT": "0"}
+    with running(command, environment) as process:
+        http_port, grpc_port = process.wait_for(lambda: _read_ports(process.log))
+        process.wait_for(lambda: answers(http_port, "/readyz"))
+        seconds = time.monotonic() - started
+        yield Server(process.process.pid, http_port, grpc_port, seconds, process.log)
 
 
-def _post_sample(port: int, count: int) -> bytes:
+def answers(port: int, path: str) -> bool:
+    """Return whether a GET is answered with 200 now."""
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    headers = {"Accept": ACCEPT, "Content-Type": "application/json"}
     try:
-        connection.request("POST", "/sample", rest_body(count), headers)
-        answer = connection.getresponse()
-        content = answer.read()
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:  # it does not answer yet
+        return False
     finally:
         connection.close()
-    if answer.status != 200:
-        raise ServerFailed(f"/sample answered {answer.status}: {content[:500]!r}")
-    return content
-
-
-def _start(log: Path) -> subprocess.Popen[bytes]:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("GENSERVE_")
-    }
-    command = [sys.executable, "-m", "service", "serve", "--http-port", "0", "--grpc-port", "0"]
-    with log.open("wb") as errors:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(look: Callable[[], T | None], process: subprocess.Popen[bytes], log: Path) -> T:
-    """Return the first true value that `look` returns while the server lives."""
-    stop = time.monotonic() + _START_SECONDS
-    while time.monotonic() < stop and process.poll() is None:
-        if seen := look():
-            return seen
-        time.sleep(_LOOK_SECONDS)
-    # Our own looks are in the log too, as accesses.
-    lines = [line for line in log.read_text().splitlines() if "genserve.access" not in line]
-    tail = "\n".join(lines[-5:])
-    raise ServerFailed(
-        f"the server ended, or was not ready within {_START_SECONDS:.0f} s; its log ends\n{tail}"
-    )
 
 
 def _read_ports(log: Path) -> tuple[int, int] | None:
@@ -122,14 +80,3 @@ def _read_ports(log: Path) -> tuple[int, int] | None:
         if record.get("message") == "listening":
             return record["http_port"], record["grpc_port"]
     return None
-
-
-def _is_ready(port: int) -> bool:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:  # it does not answer yet
-        return False
-    finally:
-        connection.close()

@@ -4,8 +4,9 @@ import json
 import time
 from http.client import HTTPConnection
 
+from benchmarks.processes import ServerFailed
 from benchmarks.raster_models import BUNDLED
-from benchmarks.server import Server, ServerFailed, running_server
+from benchmarks.server import Server, running_server
 
 STREAMS = 40
 _WARM_UP = 5

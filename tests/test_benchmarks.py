@@ -1,7 +1,10 @@
-"""The pure parts of the benchmarks, and that both painters they compare paint the same images."""
+"""The parts of the benchmarks that figures depend on: estimates, arrivals, clients, opponents."""
 
+import asyncio
+import base64
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -23,7 +26,16 @@ from benchmarks.arrivals import (
     serve,
 )
 from benchmarks.batching import Run, added_row_calls
+from benchmarks.exports import ARTIFACTS
+from benchmarks.floor import SETTINGS, Floor, Setting
 from benchmarks.intervals import estimate, percentile
+from benchmarks.load import Load
+from benchmarks.open_loop import WARM_UP_SECONDS, Offer, Outcome, draw_dues
+from benchmarks.open_loop import run as offer
+from benchmarks.overload import Stage, targets
+from benchmarks.pages import Target, target_table
+from benchmarks.plain import VARIANTS
+from benchmarks.side_by_side import Case, best_plain, compare, over_plain
 from benchmarks.static_batching import StaticBatcher
 from service.core.batcher import LoadedGraph
 from service.core.rows import RowScheduler
@@ -162,3 +174,115 @@ async def test_a_failing_model_fails_the_jobs_of_its_static_batch(graph) -> None
     graph.session.broken = False
     await batcher.submit(graph, PORTS, canvas(2, 1), soon()).future
     await batcher.close()
+
+
+def test_an_open_loop_draws_its_rate_at_random() -> None:
+    dues = np.array(list(draw_dues(requests_per_second=200.0, seconds=100.0)))
+    gaps = np.diff(dues)
+    assert (gaps > 0).all() and dues[-1] < 100.0
+    assert len(dues) / 100.0 == pytest.approx(200.0, rel=0.03)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05), "as of an exponential"
+
+
+ACCEPTED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+REFUSED = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+RUDE = b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"
+
+
+async def test_an_open_loop_counts_what_became_of_each_request() -> None:
+    answers = [ACCEPTED, ACCEPTED, REFUSED, RUDE, None]  # in turns; None hangs up
+    received, connections = [], 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):  # the client has left
+            while await reader.readuntil(b"{}"):
+                received.append(given := answers[len(received) % len(answers)])
+                if given is None:
+                    break
+                half = len(given) // 2
+                writer.write(given[:half])
+                await asyncio.sleep(0.001)
+                writer.write(given[half:])
+        writer.close()
+        await writer.wait_closed()
+        connections -= 1
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        content = base64.b64encode(b"{}").decode()
+        head = "POST / HTTP/1.1\r\n"
+        seconds = WARM_UP_SECONDS + 0.5
+        outcome = await offer(Offer("rest", port, 200.0, seconds, head=head, content=content))
+        while connections:
+            await asyncio.sleep(0.001)
+    assert outcome.unsent == 0
+    assert outcome.due == len(received) == sum(outcome.statuses.values())
+    assert outcome.statuses == {
+        "200": received.count(ACCEPTED),
+        "429": received.count(REFUSED) + received.count(RUDE),
+        "disconnected": received.count(None),
+    }
+    assert outcome.without_retry_hint == received.count(RUDE)
+    assert 0 < outcome.accepted_per_second < 200.0
+    assert 0 < outcome.p50_ms <= outcome.p99_ms
+
+
+def test_a_target_is_judged_as_measured_and_not_as_rounded() -> None:
+    assert not Target("share", 0.8599, 0.86).reached
+    assert Target("share", 0.86, 0.86).reached
+    assert not Target("ms", 1.0001, 1.0, at_least=False).reached
+    table = target_table([Target("share", 0.8599, 0.86), Target("ms", 0.5, 1.0, at_least=False)])
+    assert "| share | 0.86 | at least 0.86 | **no** |" in table
+    assert "| ms | 0.50 | at most 1 | yes |" in table
+
+
+def stage(**statuses: int) -> Stage:
+    outcome = Outcome(due=100, statuses=statuses, accepted_per_second=95.0, p99_ms=10.0)
+    return Stage("rest", 10, 100.0, outcome, {"GET /healthz": [1.0, 49.0], "gRPC Check": [2.0]})
+
+
+def test_overload_allows_no_other_answers() -> None:
+    assert all(target.reached for target in targets([stage(**{"200": 10, "429": 90})]))
+    for status in ("504", "503", "500", "disconnected", "unanswered"):
+        (missed,) = (
+            target for target in targets([stage(**{"200": 9, status: 1})]) if not target.reached
+        )
+        assert missed.measured == 1
+
+
+def test_the_floor_is_the_fastest_setting_of_the_real_graph() -> None:
+    floor = Floor(ARTIFACTS / "mnist-dcgan" / "1", "decode")
+    best, rates = floor.find_best(passes=1, seconds=0.01)
+    assert set(rates) == set(SETTINGS)
+    assert rates[best] == max(rates.values()) > [0.0]
+
+
+class Drifting:
+    """A floor that is faster each time."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+
+    def find_best(self, passes: int, seconds: float):
+        return SETTINGS[0], {setting: [1.0] for setting in SETTINGS}
+
+    def rows_per_second(self, setting: Setting, seconds: float) -> float:
+        self.rate += 100.0
+        return self.rate
+
+
+def test_a_share_is_of_the_floors_before_and_after_the_load() -> None:
+    one, default, workers = "REST", VARIANTS[0].name, VARIANTS[2].name
+    speeds = {one: 30.0, default: 10.0, workers: 20.0}
+    cases = [
+        Case(name, 32, lambda speed=speed: Load(speed, 1.0, 2.0, 1.0, 0.1))
+        for name, speed in speeds.items()
+    ]
+    comparison = compare(Drifting(), cases, images=4, rounds=2)
+    assert comparison.case(one, 32).shares == [4 * 30.0 / 150.0, 4 * 30.0 / 550.0]
+    assert comparison.case(default, 32).shares == [4 * 10.0 / 250.0, 4 * 10.0 / 650.0]
+    assert best_plain(comparison.cases, 32).name == workers
+    ratios = [30.0 / 150.0 * 350.0 / 20.0, 30.0 / 550.0 * 750.0 / 20.0]
+    assert over_plain(comparison.case(one, 32), cases) == pytest.approx(np.median(ratios))

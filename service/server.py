@@ -87,7 +87,12 @@ async def serve(settings: Settings) -> None:
     engine = build_engine(settings, metrics)
     listener = _listen(settings.host, settings.http_port)
     rest = _HttpServer(_http_config(settings, engine, metrics))
-    rpc = create_server(engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes)
+    rpc = create_server(
+        engine,
+        metrics=metrics,
+        maximum_message_bytes=settings.maximum_body_bytes,
+        version=version("genserve"),
+    )
     grpc_port = _bind(rpc.server, settings.host, settings.grpc_port)
     stopping, hurrying = _catch_signals()
 

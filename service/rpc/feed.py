@@ -1,7 +1,8 @@
-"""A feed: a stream of messages, each answered by one, in order, while more of them arrive."""
+"""A feed: a stream of messages that are answered, in order or not, while more of them arrive."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from service.errors import ShuttingDown
@@ -49,6 +50,60 @@ async def answer_in_order(
     finally:
         stopped.cancel()
         await _cancel(reading, begun)
+
+
+async def answer_as_they_come(
+    messages: AsyncIterator[Message],
+    answers: Callable[[Message], AsyncGenerator[Answer, None]],
+    *,
+    at_once: int,
+    stopping: Callable[[], Awaitable[None]],
+) -> AsyncGenerator[Answer, None]:
+    """Yield the answers of messages, of which each may have several, in the order they come.
+
+    At most `at_once` messages are worked on, and the work waits for a reader that takes none. Once
+    `stopping` returns no more are read: those that were are answered, then ShuttingDown is raised.
+    Closing the generator cancels the work. `answers` makes answers of errors, too.
+    """
+    ready: asyncio.Queue[Answer | None] = asyncio.Queue(at_once)
+    room = asyncio.Semaphore(at_once)
+    working: set[asyncio.Future[None]] = set()
+
+    async def work(message: Message) -> None:
+        try:
+            async with aclosing(answers(message)) as steps:
+                async for step in steps:
+                    await ready.put(step)
+        finally:
+            room.release()
+
+    async def read() -> None:
+        await room.acquire()
+        async for message in messages:
+            task = asyncio.ensure_future(work(message))
+            working.add(task)
+            task.add_done_callback(working.discard)
+            await room.acquire()
+
+    async def end() -> None:
+        await asyncio.wait([reading])
+        while working:
+            await asyncio.wait(working)
+        await ready.put(None)
+
+    reading = asyncio.ensure_future(read())
+    stopped = asyncio.ensure_future(stopping())
+    stopped.add_done_callback(lambda _: reading.cancel())
+    ending = asyncio.ensure_future(end())
+    try:
+        while (answer := await ready.get()) is not None:
+            yield answer
+        if reading.cancelled() and stopped.done():
+            raise ShuttingDown("the server is shutting down; send the rest to another replica")
+        reading.result()  # raises what reading failed with
+    finally:
+        for task in (stopped, ending, reading, *working):
+            task.cancel()
 
 
 async def _cancel(reading: asyncio.Future[None], begun: asyncio.Queue[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -32,8 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         parsed.command(parsed)
+        sys.stdout.flush()
     except (StartupError, GenserveError, client.ClientError) as error:
         print(f"genserve: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # where a file is read or written, a StartupError names it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush fails
+        print(f"genserve: standard output can't be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

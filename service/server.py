@@ -85,7 +85,7 @@ async def serve(settings: Settings) -> None:
     check_installation()
     metrics = Metrics(CollectorRegistry())
     engine = build_engine(settings, metrics)
-    listener = _listen(settings.host, settings.http_port)
+    listener = _listen("REST", settings.host, settings.http_port, "GENSERVE_HTTP_PORT")
     rest = _HttpServer(_http_config(settings, engine, metrics))
     rpc = create_server(engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes)
     grpc_port = _bind(rpc.server, settings.host, settings.grpc_port)
@@ -101,8 +101,7 @@ async def serve(settings: Settings) -> None:
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
     loading.cancel()
     await rpc.set_serving(False)
-    rest.should_exit = True
-    drained = asyncio.gather(serving, rpc.server.stop(settings.drain_seconds), engine.drain())
+    drained = asyncio.ensure_future(_drain(engine, rest, serving, rpc, settings.drain_seconds))
     hurried = asyncio.ensure_future(hurrying.wait())
     both: set[asyncio.Future[Any]] = {drained, hurried}
     await asyncio.wait(both, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -113,7 +112,16 @@ async def serve(settings: Settings) -> None:
         rest.force_exit = True
         await rpc.server.stop(0)
     await drained
-    log.info("stopped")
+    log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
+
+
+async def _drain(
+    engine: Engine, rest: uvicorn.Server, serving: asyncio.Task[None], rpc: Rpc, seconds: float
+) -> None:
+    """Finish what was accepted, then close. Meanwhile probes and new requests are told to leave."""
+    await engine.drain()
+    rest.should_exit = True
+    await asyncio.gather(serving, rpc.server.stop(seconds))
 
 
 def configure_logging(level: str) -> None:
@@ -176,16 +184,11 @@ def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicor
         cors_origins=settings.cors_origins,
         version=version("genserve"),
     )
-    return uvicorn.Config(
-        app,
-        http=HttpProtocol,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
-    )
+    return uvicorn.Config(app, http=HttpProtocol, log_config=None, access_log=False)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(transport: str, host: str, port: int, setting: str) -> socket.socket:
+    """Return a socket that listens; raises StartupError that names the port's setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named. With it on, the second
     # write of an answer waits 40 ms for the client's delayed acknowledgement of the first.
@@ -197,12 +200,15 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StartupError(
-            f"REST can't listen on {host}:{port}: {error.strerror}; set GENSERVE_HTTP_PORT"
+            f"{transport} can't listen on {host}:{port}: {error.strerror}; "
+            f"set {setting} or GENSERVE_HOST"
         ) from error
     return listener
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    # gRPC says nothing of the reason but in a line of its own on standard error: ask before.
+    _listen("gRPC", host, port, "GENSERVE_GRPC_PORT").close()
     try:
         return int(
             server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -48,13 +48,13 @@ class Settings(BaseSettings):
     )
     maximum_count: Count = Field(256, description="images in one request at most")
     maximum_draws: Count = Field(1000, description="noise draws for one scored image at most")
-    maximum_body_bytes: Count = Field(
+    maximum_body_bytes: Annotated[int, Field(ge=1, lt=2**31)] = Field(  # gRPC's own limit
         16 * 1024 * 1024, description="bytes of one REST body or gRPC message at most"
     )
     default_timeout_ms: Count = Field(
         30_000, description="deadline of requests that set none, and of the arrival of a REST body"
     )
-    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         20.0, description="time that accepted requests have to finish after SIGTERM"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -105,7 +105,7 @@ class GenerationServicer(GenerationServiceServicer):
         context: Context,
     ) -> AsyncGenerator[pb.StreamLikelihoodResponse, None]:
         """Score a feed; bytes that were no message come as the error to answer them with."""
-        with self._metrics.open_streams.track_inprogress():
+        with self._metrics.open_streams.track_inprogress(), self._engine.feed():
             answers = answer_in_order(
                 messages,
                 partial(self._score, context),
@@ -124,7 +124,10 @@ class GenerationServicer(GenerationServiceServicer):
             if isinstance(message, MalformedRequest):
                 with self._metrics.counting_refusals("likelihood"):
                     raise message
-            result = await self.Likelihood(message.request, context)
+            asked = await self._asked("likelihood", message.request, context, reading.likelihood)
+            # Read before the engine drained, if it does: so it is answered.
+            answer = await self._engine.run("likelihood", **asked, accepted=True)
+            result = await _scored(answer, message.request)
         except GenserveError as error:
             return pb.StreamLikelihoodResponse(error=to_entry(error))
         return pb.StreamLikelihoodResponse(result=result)

@@ -188,6 +188,44 @@ async def test_a_full_queue_refuses_and_says_when_to_try_again(make, graph, sess
     await first
 
 
+async def test_what_the_queue_would_keep_past_its_deadline_is_refused_at_the_door(
+    metrics: Metrics,
+) -> None:
+    now = 0.0
+
+    class Slow(Doubling):
+        def run(self, inputs):
+            nonlocal now
+            now += len(inputs["x"])  # a second a row
+            return super().run(inputs)
+
+    session = GatedSession(Slow())
+    graph = LoadedGraph("toy", "1", "decode", session)
+    batcher = Batcher(
+        workers=1,
+        maximum_batch_rows=8,
+        maximum_queued_rows=100,
+        metrics=metrics,
+        clock=lambda: now,
+    )
+    session.gate.set()
+    for _ in range(20):  # it learns what a row takes
+        await batcher.run(graph, rows(1), now + 30.0)
+    session.gate.clear()
+    session.started.clear()
+    first = asyncio.create_task(batcher.run(graph, rows(1), now + 30.0))
+    await asyncio.to_thread(session.started.wait)
+    waiting = asyncio.create_task(batcher.run(graph, rows(4), now + 30.0))
+    await settle()
+    with pytest.raises(QueueFull, match="longer than the deadline") as refusal:
+        await batcher.run(graph, rows(1), now + 2.0)
+    assert refusal.value.details["retry_after_seconds"] == pytest.approx(4.0, abs=0.2)
+    patient = asyncio.create_task(batcher.run(graph, rows(1), now + 30.0))
+    session.gate.set()
+    assert [len((await task)["y"]) for task in (first, waiting, patient)] == [1, 4, 1]
+    await batcher.close()
+
+
 async def test_a_request_above_the_bound_runs_when_the_queue_is_empty(make, graph, session) -> None:
     session.gate.set()
     assert len((await make(bound=4).run(graph, rows(50), soon()))["y"]) == 50

@@ -162,6 +162,7 @@ def test_small_requests_are_served_in_the_order_of_their_arrival(
 
 # The batcher
 
+FOR_EVER = 1000.0  # seconds; no queue is that long
 BOUND = 40
 
 
@@ -250,7 +251,8 @@ class Scene:
         await self.settle()
         if visit.task.done() and isinstance(visit.task.exception(), QueueFull):
             bound = BOUND * 3 // 4 if rows > self.maximum else BOUND
-            assert queued and queued + rows > bound, "there was room"
+            hopeless = "deadline" in str(visit.task.exception()) and seconds < FOR_EVER
+            assert hopeless or (queued and queued + rows > bound), "there was room"
         else:
             self.bulk = max(self.bulk, rows)
 
@@ -321,7 +323,7 @@ ARRIVAL = st.tuples(
     st.just("arrive"),
     st.integers(0, 1),
     st.one_of(st.integers(1, 4), st.integers(1, 60)),
-    st.sampled_from([1.0, 3.0, 1000.0, 1000.0, 1000.0]),
+    st.sampled_from([1.0, 3.0, FOR_EVER, FOR_EVER, FOR_EVER]),
     st.sampled_from([False, False, False, True]),
 )
 STEPS = st.lists(

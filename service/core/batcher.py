@@ -95,6 +95,8 @@ class RowQueue:
     def __init__(self, maximum_batch_rows: int) -> None:
         self.rows = 0
         """Rows waiting."""
+        self.seconds_per_row = 0.0
+        """What a row took a worker lately."""
         self._maximum_batch_rows = maximum_batch_rows
         self._small: deque[Job] = deque()
         self._bulk: deque[Job] = deque()
@@ -183,7 +185,6 @@ class Batcher:
         self._running_rows = 0
         self._jobs: set[Job] = set()
         self._batches: set[asyncio.Task[None]] = set()
-        self._seconds_per_row = 0.0
         self._closing = False
 
     async def run(self, graph: LoadedGraph, inputs: Arrays, deadline: float) -> Outputs:
@@ -229,22 +230,23 @@ class Batcher:
         """Raise QueueFull, DeadlineExceeded or ShuttingDown where `rows` would be refused now.
 
         Requests for more than one batch may fill three quarters of the queue: the rest is kept
-        for small ones, so that bulk work does not lock them out.
+        for small ones, so that bulk work does not lock them out. What would wait for longer than
+        its deadline allows is refused now, while the client can still ask elsewhere: it would take
+        the place of others and be dropped.
         """
         if self._closing:
             raise ShuttingDown("the server is shutting down; send the request to another replica")
         if deadline <= self._clock():
             raise DeadlineExceeded("the deadline had passed before there was anything to run")
-        queued = self._queued_rows()
+        queued, wait = self._queued_rows(), self._wait_seconds()
         bulk = rows > self._maximum_batch_rows
         bound = self._maximum_queued_rows * 3 // 4 if bulk else self._maximum_queued_rows
         # A request that is larger than the bound on its own runs when the queue is empty.
         if queued and queued + rows > bound:
-            wait = max(0.1, queued * self._seconds_per_row / self._workers)
-            raise QueueFull(
-                f"{queued} rows are queued and the limit is {bound}; try again in {wait:.1f} s",
-                retry_after_seconds=round(wait, 1),
-            )
+            raise _queue_full(f"{queued} rows are queued and the limit is {bound}", wait)
+        if self._clock() + wait > deadline:
+            reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
+            raise _queue_full(reason, wait)
 
     def _open(self, graph: LoadedGraph) -> RowQueue:
         """Make the queue of a graph, with its metrics at zero."""
@@ -274,6 +276,11 @@ class Batcher:
     def _queued_rows(self) -> int:
         return sum(queue.rows for queue in self._turns.values())
 
+    def _wait_seconds(self) -> float:
+        """Return how long the rows that are queued keep all workers busy."""
+        queues = self._turns.values()
+        return sum(queue.rows * queue.seconds_per_row for queue in queues) / self._workers
+
     def _start(self, graph: LoadedGraph, batch: list[Slice], drained: bool) -> None:
         rows = sum(part.stop - part.start for part in batch)
         self._idle -= 1
@@ -295,7 +302,8 @@ class Batcher:
             results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-            self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+            queue = self._queues[graph]
+            queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
             for part, result in zip(batch, results, strict=True):
                 deliver(part, result)
         except Exception:  # there is no thread to be had, say: nobody may wait for it in vain
@@ -328,6 +336,11 @@ def _compute_alone(session: Session, part: Slice) -> Outputs | InferenceFailed:
     if part.job.future.done():
         return _failure()
     return compute(session, [part])[0]
+
+
+def _queue_full(reason: str, wait: float) -> QueueFull:
+    wait = max(0.1, wait)
+    return QueueFull(f"{reason}; try again in {wait:.1f} s", retry_after_seconds=round(wait, 1))
 
 
 def _failure() -> InferenceFailed:

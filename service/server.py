@@ -16,17 +16,21 @@ import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from service.admission import Admission
 from service.api.app import create_app
+from service.api.connections import bounded_protocol
 from service.core.batcher import Batcher
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, StartupError
+from service.keys import Keys, read_keys
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
+from service.tls import Identity, find_identity
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
 
@@ -81,11 +85,23 @@ async def serve(settings: Settings) -> None:
     """
     check_installation()
     metrics = Metrics(CollectorRegistry())
+    identity = find_identity(settings.tls_certificate, settings.tls_private_key)
+    keys = read_keys(settings.api_key_hashes) if settings.api_key_hashes else None
+    admission = Admission(
+        maximum_requests=settings.maximum_requests, maximum_bytes=settings.maximum_held_bytes
+    )
     engine = build_engine(settings, metrics)
     listener = _listen(settings.host, settings.http_port)
-    rest = _HttpServer(_http_config(settings, engine, metrics))
-    rpc = create_server(engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes)
-    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port)
+    rest = _HttpServer(_http_config(settings, engine, metrics, admission, keys, identity))
+    rpc = create_server(
+        engine,
+        metrics=metrics,
+        maximum_message_bytes=settings.maximum_body_bytes,
+        maximum_connections=settings.maximum_connections,
+        admission=admission,
+        keys=keys,
+    )
+    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)
     stopping, hurrying = _catch_signals()
 
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
@@ -163,16 +179,31 @@ async def _load(engine: Engine, rpc: Rpc) -> None:
     log.info("ready" if engine.ready else "not ready", extra={"models": engine.readiness()})
 
 
-def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicorn.Config:
+def _http_config(
+    settings: Settings,
+    engine: Engine,
+    metrics: Metrics,
+    admission: Admission,
+    keys: Keys | None,
+    identity: Identity | None,
+) -> uvicorn.Config:
     app = create_app(
         engine,
         metrics=metrics,
         maximum_body_bytes=settings.maximum_body_bytes,
         cors_origins=settings.cors_origins,
         version=version("genserve"),
+        admission=admission,
+        keys=keys,
     )
     return uvicorn.Config(
         app,
+        http=bounded_protocol(
+            maximum=settings.maximum_connections, seconds=settings.default_timeout_ms / 1000
+        ),
+        ws="none",
+        ssl_certfile=identity.certificate if identity else None,
+        ssl_keyfile=identity.private_key if identity else None,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(settings.drain_seconds),
@@ -196,11 +227,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, identity: Identity | None) -> int:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return int(
-            server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        )
+        if identity is None:
+            return int(server.add_insecure_port(address))
+        credentials = grpc.ssl_server_credentials([identity.read()])
+        return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise StartupError(
             f"gRPC can't listen on {host}:{port}: is the port in use? Set GENSERVE_GRPC_PORT"

@@ -20,13 +20,36 @@ def message(content: bytes, *, compressed: bool = False) -> bytes:
     return struct.pack(">BI", compressed, len(content)) + content
 
 
+def opening(window: int = 65535) -> bytes:
+    """What a client begins with; the server may send `window` bytes of an answer at once."""
+    return _PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, window))
+
+
+def request(stream: int, path: str, *contents: bytes, **headers: str) -> bytes:
+    """The frames of a call."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "127.0.0.1",
+        "content-type": "application/grpc",
+        "te": "trailers",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
+    frames = [frame(HEADERS, END_HEADERS, stream, block)]
+    for content in contents:
+        pieces = (content[start : start + 16384] for start in range(0, len(content), 16384))
+        frames += [frame(DATA, 0, stream, piece) for piece in pieces]
+    return b"".join((*frames, frame(DATA, END_STREAM, stream)))
+
+
 class Connection:
     """One connection to a gRPC server; calls on it have the streams 1, 3, 5, ..."""
 
     def __init__(self, port: int, *, window: int = 65535, seconds: float = 20.0) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
-        settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
-        self._socket.sendall(_PREFACE + frame(SETTINGS, 0, 0, settings))
+        self._socket.sendall(opening(window))
         self._next_stream = 1
         self._read = b""
 
@@ -40,25 +63,10 @@ class Connection:
         """Send bytes as they are."""
         self._socket.sendall(content)
 
-    def call(self, path: str, *contents: bytes, **headers: str) -> int:
-        """Call a method with messages as they are sent, end the request, return its stream."""
-        stream, self._next_stream = self._next_stream, self._next_stream + 2
-        fields = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": path,
-            ":authority": "127.0.0.1",
-            "content-type": "application/grpc",
-            "te": "trailers",
-            **{name.replace("_", "-"): value for name, value in headers.items()},
-        }
-        block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
-        self.send(frame(HEADERS, END_HEADERS, stream, block))
-        for content in contents:
-            for start in range(0, len(content), 16384):
-                self.send(frame(DATA, 0, stream, content[start : start + 16384]))
-        self.send(frame(DATA, END_STREAM, stream))
-        return stream
+    def call(self, path: str, *contents: bytes, **headers: str) -> None:
+        """Call a method with messages as they are sent, and end the request."""
+        self.send(request(self._next_stream, path, *contents, **headers))
+        self._next_stream += 2
 
     def status(self) -> int | None:
         """Read until a call ends; its status, or None where the server ended it without one."""

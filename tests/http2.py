@@ -3,6 +3,7 @@
 import re
 import socket
 import struct
+from contextlib import suppress
 from typing import Self
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -86,7 +87,8 @@ class Connection:
         length, kind, flags = int.from_bytes(header[:3]), header[3], header[4]
         payload = self._read_exactly(length) or b""
         if kind in (SETTINGS, PING) and not flags & ACK:
-            self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
+            with suppress(ConnectionError):  # what was sent before the end is still read
+                self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
         return kind, flags, payload
 
     def _read_exactly(self, size: int) -> bytes | None:

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -493,6 +494,18 @@ def test_connections_beyond_the_bound_are_refused_and_those_beyond_twice_it_cut(
     finally:
         for opened in idle:
             opened.close()
+
+
+def test_connections_of_grpc_beyond_the_bound_are_cut(strict: LiveServer) -> None:
+    sample = message(pb.SampleRequest(seed=1).SerializeToString())
+    with ExitStack() as opened:
+        statuses = []
+        for _ in range(6):
+            connection = opened.enter_context(Connection(strict.grpc_port))
+            with suppress(ConnectionError):  # it may be cut while it is written to
+                connection.call(f"/{SERVICE}/Sample", sample)
+            statuses.append(connection.status())
+    assert statuses == [0] * 4 + [None] * 2
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /models HTTP/1.1\r\nHost: gen", get("/models")])

@@ -46,7 +46,10 @@ class Guard:
             self._admission.enter()
         except GenserveError as error:
             self._metrics.requests.labels("", "", error.reason).inc()
-            await problem_of(error, scope["state"]["request_id"])(scope, receive, send)
+            response = problem_of(error, scope["state"]["request_id"])
+            if scope["state"].get(CROWDED):  # the client's next connection may be welcome
+                response.headers["Connection"] = "close"
+            await response(scope, receive, send)
             return
         held = 0
 

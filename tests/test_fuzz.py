@@ -78,7 +78,7 @@ def _unharmed(server: LiveServer) -> Iterator[None]:
         assert time.monotonic() < deadline, "a request is still in flight"
         time.sleep(0.1)
     errors = [entry for entry in server.log if entry["level"] == "error"]
-    assert errors == [], errors[0]
+    assert not errors, json.dumps(errors[0], indent=1)
 
 
 def for_each(

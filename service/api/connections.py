@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from h11 import LocalProtocolError
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from service.api.guard import CROWDED
@@ -37,6 +38,17 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self._in_request():
                 _cancel(self._awaiting_request)
+
+        def send_400_response(self, message: str) -> None:
+            # In the middle of a request its handler would go on, and fail to answer a second time.
+            handled = self._in_request()
+            try:
+                super().send_400_response(message)
+            except LocalProtocolError:  # an answer has begun
+                self.transport.close()
+            if handled:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()  # may begin the next request, where it has come already

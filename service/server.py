@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +33,7 @@ from service.settings import Settings
 from service.tls import Identity, find_identity
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
+_PORT_SECONDS = 0.02  # between attempts to take a port again
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ async def serve(settings: Settings) -> None:
     engine = build_engine(settings, metrics)
     listener = _listen(settings.host, settings.http_port)
     rest = _HttpServer(_http_config(settings, engine, metrics, admission, keys, identity))
-    rpc = create_server(
+    create_rpc = partial(
+        create_server,
         engine,
         metrics=metrics,
         maximum_message_bytes=settings.maximum_body_bytes,
@@ -101,14 +103,36 @@ async def serve(settings: Settings) -> None:
         admission=admission,
         keys=keys,
     )
+    rpc = create_rpc()
     grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)
+
+    async def replace_broken_rpc() -> None:
+        """Grpc.aio stops for good where a call's path is not UTF-8, which anybody can send."""
+        nonlocal rpc
+        while not stopping.is_set():
+            try:
+                await rpc.server.wait_for_termination()  # not to be cancelled: it would stop it
+                return
+            except UnicodeDecodeError:
+                log.exception("the gRPC server broke, and is replaced")
+            while True:
+                rpc = create_rpc()
+                try:
+                    _bind(rpc.server, settings.host, grpc_port, identity)
+                    break
+                except StartupError:  # until the broken one has let go of the port
+                    await asyncio.sleep(_PORT_SECONDS)
+            await rpc.start()
+            await rpc.set_serving(engine.ready)
+
     stopping, hurrying = _catch_signals()
 
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
     log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
-    loading = asyncio.create_task(_load(engine, rpc))
+    loading = asyncio.create_task(_load(engine, lambda: rpc))
+    replacing = asyncio.create_task(replace_broken_rpc())
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
@@ -126,6 +150,7 @@ async def serve(settings: Settings) -> None:
         rest.force_exit = True
         await rpc.server.stop(0)
     await drained
+    await replacing
     log.info("stopped")
 
 
@@ -173,9 +198,9 @@ def _check_default_models(settings: Settings, models: Models) -> None:
             raise StartupError(f"{error.message}; set GENSERVE_DEFAULT_MODELS") from error
 
 
-async def _load(engine: Engine, rpc: Rpc) -> None:
+async def _load(engine: Engine, rpc: Callable[[], Rpc]) -> None:
     await engine.load_default_models()
-    await rpc.set_serving(engine.ready)
+    await rpc().set_serving(engine.ready)
     log.info("ready" if engine.ready else "not ready", extra={"models": engine.readiness()})
 
 

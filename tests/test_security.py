@@ -508,14 +508,17 @@ def test_connections_of_grpc_beyond_the_bound_are_cut(strict: LiveServer) -> Non
     assert statuses == [0] * 4 + [None] * 2
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /models HTTP/1.1\r\nHost: gen", get("/models")])
+ENDLESS = b"GET /models HTTP/1.1\r\nHost: genserve" + b"e" * 400
+
+
+@pytest.mark.parametrize("begun", [b"", ENDLESS[:30], get("/models")])
 def test_slow_headers_end_a_connection(strict: LiveServer, begun: bytes) -> None:
     """First ones, half ones, and those of a second request, of which a byte comes now and then."""
     with connected(strict, begun) as opened:
         answers = b""
         try:
-            for _ in range(200):
-                opened.sendall(b"X")
+            for byte in ENDLESS[30 if begun == ENDLESS[:30] else 0 :]:
+                opened.sendall(bytes([byte]))
                 opened.settimeout(0.05)
                 try:
                     received = opened.recv(65536)
@@ -589,6 +592,22 @@ def test_who_watches_the_health_is_told_of_the_end(repository: Path) -> None:
             assert next(seen).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert list(seen) == []
         assert server.process.wait(30) == 0
+
+
+def test_a_path_that_is_no_text_stops_grpc_for_a_moment_only(repository: Path) -> None:
+    """Grpc.aio 1.85 stops for good."""
+    with LiveServer(repository, default_models="toy-gan") as server:
+        server.wait_until_ready()
+        for _ in range(3):
+            with Connection(server.grpc_port) as connection:
+                connection.call(f"/{SERVICE}/\xff", message(b""))
+                connection.status()
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+            with channel:
+                sample = GenerationServiceStub(channel).Sample
+                answer = sample(pb.SampleRequest(seed=1), timeout=20, wait_for_ready=True)
+                assert answer.images.count == 1
+        assert server.stop() == 0
 
 
 # Bytes that are more than they seem

@@ -31,7 +31,9 @@ Context: TypeAlias = grpc.aio.ServicerContext
 Streaming: TypeAlias = pb.StreamSampleRequest | pb.StreamCompleteRequest
 Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
-_MAXIMUM_UNANSWERED = 32  # messages of a feed that are read and not yet answered
+MAXIMUM_UNANSWERED = 32
+"""Messages of a feed that are read and not yet answered."""
+
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 _LARGE_VALUES = 50_000  # writing more than this takes milliseconds
 
@@ -109,7 +111,7 @@ class GenerationServicer(GenerationServiceServicer):
             answers = answer_in_order(
                 messages,
                 partial(self._score, context),
-                at_once=_MAXIMUM_UNANSWERED,
+                at_once=MAXIMUM_UNANSWERED,
                 stopping=self._engine.until_draining,
             )
             async with aclosing(answers):

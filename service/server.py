@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,20 +16,24 @@ import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from service.admission import Admission
 from service.api.app import create_app
-from service.api.protocol import HttpProtocol
+from service.api.connections import bounded_protocol
 from service.core.batcher import Batcher
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, StartupError
+from service.keys import Keys, read_keys
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
+from service.tls import Identity, find_identity
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
+_PORT_SECONDS = 0.02  # between attempts to take a port again
 
 _ENCODER = json.JSONEncoder(default=str)
 
@@ -84,30 +88,60 @@ async def serve(settings: Settings) -> None:
     """
     check_installation()
     metrics = Metrics(CollectorRegistry())
+    identity = find_identity(settings.tls_certificate, settings.tls_private_key)
+    keys = read_keys(settings.api_key_hashes) if settings.api_key_hashes else None
+    admission = Admission(
+        maximum_requests=settings.maximum_requests, maximum_bytes=settings.maximum_held_bytes
+    )
     engine = build_engine(settings, metrics)
-    listener = _listen(settings.host, settings.http_port)
-    rest = _HttpServer(_http_config(settings, engine, metrics))
-    rpc = create_server(
+    listener = _listen("REST", settings.host, settings.http_port, "GENSERVE_HTTP_PORT")
+    rest = _HttpServer(_http_config(settings, engine, metrics, admission, keys, identity))
+    create_rpc = partial(
+        create_server,
         engine,
         metrics=metrics,
         maximum_message_bytes=settings.maximum_body_bytes,
+        maximum_connections=settings.maximum_connections,
+        admission=admission,
+        keys=keys,
         version=version("genserve"),
     )
-    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port)
+    rpc = create_rpc()
+    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)
+
+    async def replace_broken_rpc() -> None:
+        """Grpc.aio stops for good where a call's path is not UTF-8, which anybody can send."""
+        nonlocal rpc
+        while not stopping.is_set():
+            try:
+                await rpc.server.wait_for_termination()  # not to be cancelled: it would stop it
+                return
+            except UnicodeDecodeError:
+                log.exception("the gRPC server broke, and is replaced")
+            while True:
+                rpc = create_rpc()
+                try:
+                    _bind(rpc.server, settings.host, grpc_port, identity)
+                    break
+                except StartupError:  # until the broken one has let go of the port
+                    await asyncio.sleep(_PORT_SECONDS)
+            await rpc.start()
+            await rpc.set_serving(engine.ready)
+
     stopping, hurrying = _catch_signals()
 
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
     log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
-    loading = asyncio.create_task(_load(engine, rpc))
+    loading = asyncio.create_task(_load(engine, lambda: rpc))
+    replacing = asyncio.create_task(replace_broken_rpc())
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
     loading.cancel()
     await rpc.set_serving(False)
-    rest.should_exit = True
-    drained = asyncio.gather(serving, rpc.server.stop(settings.drain_seconds), engine.drain())
+    drained = asyncio.ensure_future(_drain(engine, rest, serving, rpc, settings.drain_seconds))
     hurried = asyncio.ensure_future(hurrying.wait())
     both: set[asyncio.Future[Any]] = {drained, hurried}
     await asyncio.wait(both, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +152,17 @@ async def serve(settings: Settings) -> None:
         rest.force_exit = True
         await rpc.server.stop(0)
     await drained
-    log.info("stopped")
+    await replacing
+    log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
+
+
+async def _drain(
+    engine: Engine, rest: uvicorn.Server, serving: asyncio.Task[None], rpc: Rpc, seconds: float
+) -> None:
+    """Finish what was accepted, then close. Meanwhile probes and new requests are told to leave."""
+    await engine.drain()
+    rest.should_exit = True
+    await asyncio.gather(serving, rpc.server.stop(seconds))
 
 
 def configure_logging(level: str) -> None:
@@ -167,30 +211,44 @@ def _check_default_models(settings: Settings, models: Models) -> None:
             raise StartupError(f"{error.message}; set GENSERVE_DEFAULT_MODELS") from error
 
 
-async def _load(engine: Engine, rpc: Rpc) -> None:
+async def _load(engine: Engine, rpc: Callable[[], Rpc]) -> None:
     await engine.load_default_models()
-    await rpc.set_serving(engine.ready)
+    await rpc().set_serving(engine.ready)
     log.info("ready" if engine.ready else "not ready", extra={"models": engine.readiness()})
 
 
-def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicorn.Config:
+def _http_config(
+    settings: Settings,
+    engine: Engine,
+    metrics: Metrics,
+    admission: Admission,
+    keys: Keys | None,
+    identity: Identity | None,
+) -> uvicorn.Config:
     app = create_app(
         engine,
         metrics=metrics,
         maximum_body_bytes=settings.maximum_body_bytes,
         cors_origins=settings.cors_origins,
         version=version("genserve"),
+        admission=admission,
+        keys=keys,
     )
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=bounded_protocol(
+            maximum=settings.maximum_connections, seconds=settings.default_timeout_ms / 1000
+        ),
+        ws="none",
+        ssl_certfile=identity.certificate if identity else None,
+        ssl_keyfile=identity.private_key if identity else None,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(transport: str, host: str, port: int, setting: str) -> socket.socket:
+    """Return a socket that listens; raises StartupError that names the port's setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named. With it on, the second
     # write of an answer waits 40 ms for the client's delayed acknowledgement of the first.
@@ -202,16 +260,21 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StartupError(
-            f"REST can't listen on {host}:{port}: {error.strerror}; set GENSERVE_HTTP_PORT"
+            f"{transport} can't listen on {host}:{port}: {error.strerror}; "
+            f"set {setting} or GENSERVE_HOST"
         ) from error
     return listener
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, identity: Identity | None) -> int:
+    # gRPC says nothing of the reason but in a line of its own on standard error: ask before.
+    _listen("gRPC", host, port, "GENSERVE_GRPC_PORT").close()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return int(
-            server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        )
+        if identity is None:
+            return int(server.add_insecure_port(address))
+        credentials = grpc.ssl_server_credentials([identity.read()])
+        return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise StartupError(
             f"gRPC can't listen on {host}:{port}: is the port in use? Set GENSERVE_GRPC_PORT"

@@ -32,11 +32,10 @@ def server() -> Iterator[LiveServer]:
 
 
 def installed(name: str, *requirements: str) -> Path:
-    """The Python of an environment with these packages, made once and kept in build/."""
-    folder = ROOT / "build" / "clients" / name
+    """The Python of an environment with these packages, which is made once and kept."""
+    folder = ROOT / f".venv-{name}"
     done = folder / "requirements.txt"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{name}.lock").open("w") as lock:
+    with (ROOT / f".venv-{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run side by side
         if not done.exists() or done.read_text().split() != list(requirements):
             venv.create(folder, clear=True, with_pip=True)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from service.api.arrays import read_numbers
 from service.api.bodies import BodyLimits, read_content
 from service.api.connection import while_connected
-from service.api.problems import STATUS
+from service.api.problems import inference_error_of
 from service.core.engine import INFER
 from service.core.inference import (
     EXTENSIONS,
@@ -34,7 +34,6 @@ from service.errors import (
     InvalidRequest,
     MalformedRequest,
     ModelNotFound,
-    QueueFull,
     UnsupportedMediaType,
 )
 from service.metrics import Metrics
@@ -159,11 +158,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except GenserveError as error:
-            response = _json({"error": error.message}, STATUS[type(error)])
-            if isinstance(error, QueueFull):
-                wait = float(str(error.details["retry_after_seconds"]))
-                response.headers["Retry-After"] = str(math.ceil(wait))
-            return response
+            return inference_error_of(error)
         except Exception:
             request_id = request.state.request_id
             log.exception("unexpected error", extra={"request_id": request_id})

@@ -1,6 +1,7 @@
 """A feed: a stream of messages that are answered, in order or not, while more of them arrive."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -61,33 +62,29 @@ async def answer_as_they_come(
 ) -> AsyncGenerator[Answer, None]:
     """Yield the answers of messages, of which each may have several, in the order they come.
 
-    At most `at_once` messages are worked on, and the work waits for a reader that takes none. Once
-    `stopping` returns no more are read: those that were are answered, then ShuttingDown is raised.
-    Closing the generator cancels the work. `answers` makes answers of errors, too.
+    At most `at_once` messages are read from the oldest on whose answers are not all there, and the
+    work waits for a reader that takes none. Once `stopping` returns no more are read: those that
+    were are answered, then ShuttingDown is raised. Closing the generator cancels the work.
+    `answers` makes answers of errors, too.
     """
     ready: asyncio.Queue[Answer | None] = asyncio.Queue(at_once)
-    room = asyncio.Semaphore(at_once)
-    working: set[asyncio.Future[None]] = set()
+    working: deque[asyncio.Future[None]] = deque()  # oldest first
 
     async def work(message: Message) -> None:
-        try:
-            async with aclosing(answers(message)) as steps:
-                async for step in steps:
-                    await ready.put(step)
-        finally:
-            room.release()
+        async with aclosing(answers(message)) as steps:
+            async for step in steps:
+                await ready.put(step)
 
     async def read() -> None:
-        await room.acquire()
         async for message in messages:
-            task = asyncio.ensure_future(work(message))
-            working.add(task)
-            task.add_done_callback(working.discard)
-            await room.acquire()
+            working.append(asyncio.ensure_future(work(message)))
+            if len(working) == at_once:
+                await asyncio.wait([working[0]])
+                working.popleft()
 
     async def end() -> None:
         await asyncio.wait([reading])
-        while working:
+        if working:
             await asyncio.wait(working)
         await ready.put(None)
 

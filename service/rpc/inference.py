@@ -32,10 +32,10 @@ from service.metrics import Metrics
 from service.rpc.feed import answer_as_they_come
 from service.rpc.pb import inference_service_pb2 as pb
 from service.rpc.pb.inference_service_pb2_grpc import GRPCInferenceServiceServicer
+from service.rpc.servicer import MAXIMUM_UNANSWERED
 
 Context: TypeAlias = grpc.aio.ServicerContext
 
-_MAXIMUM_AT_ONCE = 32  # requests of a stream that are worked on
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 _CONTENTS = {
     "FP32": "fp32_contents",
@@ -127,12 +127,13 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         answers = answer_as_they_come(
             messages,
             partial(self._respond, context),
-            at_once=_MAXIMUM_AT_ONCE,
+            at_once=MAXIMUM_UNANSWERED,
             stopping=self._engine.until_draining,
         )
-        async with aclosing(answers):
-            async for answer in answers:
-                yield answer
+        with self._engine.feed():
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
 
     async def _respond(
         self, context: Context, message: pb.ModelInferRequest | MalformedRequest

@@ -276,6 +276,38 @@ async def test_a_model_that_is_not_loaded_is_not_ready_until_it_is_asked(
     assert (await inference.ModelReady(request)).ready
 
 
+async def test_statistics_count_requests_rows_and_batches(
+    client: httpx.AsyncClient, inference: GRPCInferenceServiceStub
+) -> None:
+    async def of(name: str) -> dict[str, Any]:
+        answer = await client.get(f"/v2/models/{name}/stats")
+        (entry,) = answer.json()["model_stats"]
+        request = pb.ModelStatisticsRequest(name=name, version="1")
+        (message,) = (await inference.ModelStatistics(request)).model_stats
+        assert message.inference_count == entry["inference_count"]
+        assert message.inference_stats.success.ns == entry["inference_stats"]["success"]["ns"]
+        return entry
+
+    name = "toy-vae.decode"
+    before = await of(name)
+    assert before["inference_count"] == before["inference_stats"]["success"]["count"] == 0
+    await client.post(f"/v2/models/{name}/infer", json=body_of("latent", LATENTS))
+    await client.post(f"/v2/models/{name}/infer", json=body_of("latents", LATENTS))
+    await client.post("/decode", json={"model": "toy-vae", "latents": LATENTS.tolist()})
+    after = await of(name)
+    assert after["inference_count"] == 2 * len(LATENTS)
+    stats = after["inference_stats"]
+    assert (stats["success"]["count"], stats["fail"]["count"]) == (1, 1)
+    assert after["execution_count"] == stats["compute_infer"]["count"] >= 2
+    assert stats["success"]["ns"] > 0 and stats["compute_infer"]["ns"] > 0
+    await streamed(inference, sample_message(seed=1))
+    assert (await of("toy-raster.sample"))["inference_stats"]["success"]["count"] == 1
+    listed = (await client.get("/v2/models/stats")).json()["model_stats"]
+    messages = (await inference.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+    assert [entry["name"] for entry in listed] == [entry.name for entry in messages]
+    assert name in {entry["name"] for entry in listed}
+
+
 # Sampling, and streams
 
 

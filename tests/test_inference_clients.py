@@ -89,6 +89,7 @@ def test_tritonclient_gets_the_tensors_of_the_operations(
     described = triton["described"]
     assert described["up"] == [True] * 8 and described["servers"] == ["genserve"] * 2
     assert described["inputs"] == [[-1, 32]] * 2 and described["decoupled"] == [True, True]
+    assert described["statistics"] == ["mnist-vae.decode"] * 2
     over_http, over_grpc = described["index"]
     assert over_http == over_grpc and "mnist-realnvp.log_likelihood" in over_http
 

@@ -123,6 +123,12 @@ def inference_routes(
             return await asyncio.to_thread(_write, response, is_binary)
         return _write(response, is_binary)
 
+    async def statistics(request: Request) -> Response:
+        return _json({"model_stats": inference.statistics([inference.find(*_names(request))])})
+
+    async def all_statistics(_: Request) -> Response:
+        return _json({"model_stats": inference.statistics(inference.models())})
+
     async def index(request: Request) -> Response:
         content = await read_content(request, limits)
         body = _check(content, _IndexBody) if content else _IndexBody()
@@ -140,10 +146,12 @@ def inference_routes(
     add("/v2", server)
     add("/v2/health/live", live)
     add("/v2/health/ready", ready)
+    add("/v2/models/stats", all_statistics)
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         add(model, metadata)
         add(f"{model}/ready", model_ready)
         add(f"{model}/config", configuration)
+        add(f"{model}/stats", statistics)
         add(f"{model}/infer", infer, "POST")
     add("/v2/repository/index", index, "POST")
     everything = ["GET", "POST", "PUT", "PATCH", "DELETE"]

@@ -4,12 +4,15 @@ Its models are the graphs of artifacts, and the `sample` operation of those that
 graph takes and gives is the manifest's to say, so a tensor here is what the operations feed it.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from prometheus_client import Histogram, Summary
 
 from service.core.engine import INFER, Answer, Engine
 from service.core.manifest import Graph, Manifest
@@ -36,7 +39,13 @@ from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from service.metrics import Metrics
 
 SERVER_NAME = "genserve"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+)
 FINAL_RESPONSE = "triton_final_response"
 """The parameter that tells the last response to a request of a stream."""
 
@@ -47,6 +56,11 @@ _SEQUENCE = "sequence_"
 _MICROSECONDS = 1e-6
 
 Parameters = Mapping[str, object]
+
+
+class _Counted(NamedTuple):
+    events: int = 0
+    sum: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,16 +196,43 @@ class Inference:
         ]
         return [entry for entry in entries if entry["state"] == "READY" or not ready_only]
 
+    def statistics(self, models: Sequence[InferenceModel]) -> list[dict[str, Any]]:
+        """Return what the protocol counts of models, since the start; versions are not told apart.
+
+        What a graph ran is counted whoever asked for it; requests are those of the protocol.
+        """
+        requests = _counted(self._metrics.inference_seconds)
+        runs, rows = _counted(self._metrics.compute_seconds), _counted(self._metrics.batch_rows)
+        entries = []
+        for model in models:
+            name = model.artifact.name, model.function
+            success, fail = requests[*name, "success"], requests[*name, "fail"]
+            entries.append(
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "inference_count": success.events if model.samples else int(rows[name].sum),
+                    "execution_count": success.events if model.samples else runs[name].events,
+                    "inference_stats": {
+                        "success": _duration(success),
+                        "fail": _duration(fail),
+                        "compute_infer": _duration(runs[name]),
+                    },
+                }
+            )
+        return entries
+
     async def infer(
         self, request: InferenceRequest, remaining_seconds: float | None = None
     ) -> InferenceResponse:
         """Run a model; `remaining_seconds` is what is left of a deadline of the call."""
         model, asked = self._read(request, remaining_seconds)
-        if not model.samples:
-            outputs = await self._engine.infer(model.function, request.tensors, **asked)
-            return _response(request, model, outputs)
-        asked["request"] = _sample_request(request.parameters)
-        return _sampled(request, model, await self._engine.run(_SAMPLE, **asked))
+        with self._timed(model):
+            if not model.samples:
+                outputs = await self._engine.infer(model.function, request.tensors, **asked)
+                return _response(request, model, outputs)
+            asked["request"] = _sample_request(request.parameters)
+            return _sampled(request, model, await self._engine.run(_SAMPLE, **asked))
 
     async def stream(
         self, request: InferenceRequest, remaining_seconds: float | None = None
@@ -203,18 +244,30 @@ class Inference:
             response.parameters[FINAL_RESPONSE] = True
             yield response
             return
-        asked["request"] = _sample_request(request.parameters)
-        async with aclosing(self._engine.stream(_SAMPLE, **asked)) as events:
-            async for event in events:
-                if isinstance(event, Rows):
-                    response = _response(request, model, _rows(event))
-                    if response.outputs:
+        with self._timed(model):
+            asked["request"] = _sample_request(request.parameters)
+            async with aclosing(self._engine.stream(_SAMPLE, **asked)) as events:
+                async for event in events:
+                    if isinstance(event, Rows):
+                        response = _response(request, model, _rows(event))
                         response.parameters[FINAL_RESPONSE] = False
+                        if response.outputs:
+                            yield response
+                    elif isinstance(event, Answer):
+                        response = _sampled(request, model, event)
+                        response.parameters[FINAL_RESPONSE] = True
                         yield response
-                elif isinstance(event, Answer):
-                    response = _sampled(request, model, event)
-                    response.parameters[FINAL_RESPONSE] = True
-                    yield response
+
+    @contextmanager
+    def _timed(self, model: InferenceModel) -> Iterator[None]:
+        """Count a request for the statistics of its model."""
+        started, outcome = time.monotonic(), "fail"
+        try:
+            yield
+            outcome = "success"
+        finally:
+            labels = model.artifact.name, model.function, outcome
+            self._metrics.inference_seconds.labels(*labels).observe(time.monotonic() - started)
 
     def _read(
         self, request: InferenceRequest, remaining_seconds: float | None
@@ -283,6 +336,22 @@ def _indexed(artifact: Model, name: str) -> dict[str, str]:
         "state": states.get(artifact.state, "UNAVAILABLE"),
         "reason": reason or "",
     }
+
+
+def _counted(metric: Histogram | Summary) -> Mapping[tuple[str, ...], _Counted]:
+    """Return count and sum of a metric by the values of its labels."""
+    counts, sums = {}, {}
+    for family in metric.collect():
+        for sample in family.samples:
+            if sample.name == f"{family.name}_count":
+                counts[tuple(sample.labels.values())] = int(sample.value)
+            elif sample.name == f"{family.name}_sum":
+                sums[tuple(sample.labels.values())] = sample.value
+    return defaultdict(_Counted, {key: _Counted(counts[key], sums[key]) for key in counts})
+
+
+def _duration(seconds: _Counted) -> dict[str, int]:
+    return {"count": seconds.events, "ns": round(seconds.sum * 1e9)}
 
 
 def _platform(model: InferenceModel) -> str:

@@ -101,6 +101,17 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         config = ParseDict(self._inference.configuration(model), pb.ModelConfig())
         return pb.ModelConfigResponse(config=config)
 
+    async def ModelStatistics(
+        self, message: pb.ModelStatisticsRequest, context: Context
+    ) -> pb.ModelStatisticsResponse:
+        """Count what a model was asked, or all of them."""
+        models = self._inference.models()
+        if message.name:
+            models = [self._inference.find(message.name, message.version)]
+        statistics = pb.ModelStatisticsResponse()
+        ParseDict({"model_stats": self._inference.statistics(models)}, statistics)
+        return statistics
+
     async def RepositoryIndex(
         self, message: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:

@@ -113,6 +113,10 @@ def describe(clients):
             http.get_model_config(PIXELCNN)["model_transaction_policy"]["decoupled"],
             grpc.get_model_config(PIXELCNN).config.model_transaction_policy.decoupled,
         ],
+        "statistics": [
+            http.get_inference_statistics(VAE)["model_stats"][0]["name"],
+            grpc.get_inference_statistics(VAE).model_stats[0].name,
+        ],
         "index": [
             [model["name"] for model in http.get_model_repository_index()],
             [model.name for model in grpc.get_model_repository_index().models],

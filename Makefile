@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-PROTO := proto/genserve/v1/generation_service.proto
+PROTO := proto/genserve/v1/generation_service.proto proto/inference/inference_service.proto
 # The virtual path makes the stubs import each other as service.rpc.pb.
-PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -I service/rpc/pb=proto/genserve/v1
+PROTOC := .venv-proto/bin/python -m grpc_tools.protoc \
+    -I service/rpc/pb=proto/genserve/v1 -I service/rpc/pb=proto/inference
 
 # One thread for each of torch's and numpy's pools in tests: the workers are the parallelism.
 export OMP_NUM_THREADS ?= 1

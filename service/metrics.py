@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from service.errors import GenserveError
 
@@ -39,6 +39,13 @@ class Metrics:
         )
         self.images = counter(
             "genserve_images", "Images produced or scored.", ["model", "operation"]
+        )
+
+        self.inference_seconds = Summary(
+            "genserve_inference_seconds",
+            "Time of requests of the Open Inference Protocol, by outcome: success or fail.",
+            ["model", "graph", "outcome"],
+            registry=registry,
         )
 
         # Batches: rows of inputs that share a run

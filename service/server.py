@@ -104,6 +104,7 @@ async def serve(settings: Settings) -> None:
         maximum_connections=settings.maximum_connections,
         admission=admission,
         keys=keys,
+        version=version("genserve"),
     )
     rpc = create_rpc()
     grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)

@@ -87,7 +87,10 @@ async def check_documented(answer: httpx.Response) -> None:
 async def rpc(engine: Engine, metrics: Metrics, settings: Settings) -> AsyncIterator[Rpc]:
     """A gRPC server over the engine, not started yet."""
     built = create_server(
-        engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes
+        engine,
+        metrics=metrics,
+        maximum_message_bytes=settings.maximum_body_bytes,
+        version="1.2.3",
     )
     yield built
     await built.server.stop(0)

@@ -92,7 +92,8 @@ def mutated(draw: st.DrawFn, contents: st.SearchStrategy[bytes]) -> bytes:
 
 
 FILES = mutated(st.sampled_from((*PNGS, *NPYS, *ZIPS))) | st.binary(max_size=64)
-TEXTS = st.sampled_from((*MODELS, *_NAMES)) | st.text(max_size=20)
+_TENSORS = ("toy-vae.decode", "toy-raster.sample", "latent", "FP32", "timeout", "seed")
+TEXTS = st.sampled_from((*MODELS, *_NAMES, *_TENSORS)) | st.text(max_size=20)
 _PIXELS = st.sampled_from((bytes(PIXELS), bytes([255]) * 2 * PIXELS, b"\1" * PIXELS))
 
 _VALUES: dict[int, st.SearchStrategy[Any]] = {
@@ -126,7 +127,10 @@ def messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0) -> Message
 
 def _set_messages(draw: st.DrawFn, message: Message, field: FieldDescriptor, depth: int) -> None:
     inner = messages(field.message_type, depth + 1)
-    if field.is_repeated:
+    if field.message_type.GetOptions().map_entry:
+        entry = draw(inner)
+        getattr(message, field.name)[entry.key].CopyFrom(entry.value)
+    elif field.is_repeated:
         count = draw(st.sampled_from((0, 1, 2, 70)))
         getattr(message, field.name).extend([draw(inner)] * count)
     else:
@@ -136,8 +140,11 @@ def _set_messages(draw: st.DrawFn, message: Message, field: FieldDescriptor, dep
 def _scalars(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     if field.type in _VALUES:
         return _VALUES[field.type]
-    bits = 64 if "64" in _TYPE_NAMES.get(field.type, "32") else 32
+    name = _TYPE_NAMES.get(field.type, "TYPE_INT32")
+    bits = 64 if "64" in name else 32
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if "UINT" in name:
+        low, high = 0, 2**bits - 1
     fitting = [value for value in _INTEGERS if low <= value <= high]
     return st.sampled_from(fitting) | st.integers(low, high)
 

@@ -23,10 +23,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode, Response
 
+from service.api.inference import HEADER_LENGTH
 from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb import inference_service_pb2 as inference_pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import SERVICE
 from tests.conftest import TOYS
+from tests.fakes import LATENT
 from tests.hostile import FILES, NPYS, PNGS, ZIPS, messages, mutated
 from tests.http2 import message, opening, request
 from tests.live import LiveServer
@@ -146,6 +149,43 @@ def check_problem(answer: Response) -> None:
         assert reason in OUT_OF_CAPACITY.get(answer.status_code, ()), answer.text
 
 
+_TENSOR = {"name": "latent", "shape": [1, LATENT], "datatype": "FP32"}
+_TENSORS = (
+    {"id": "a", "inputs": [{**_TENSOR, "data": [0.5] * LATENT}], "outputs": [{"name": "data"}]},
+    {"inputs": [{**_TENSOR, "parameters": {"binary_data_size": 4 * LATENT}}]},
+    {"inputs": [], "parameters": {"seed": 1, "count": 2, "class": 1, "timeout": 10**6}},
+)
+_MODELS = st.sampled_from(("toy-vae.decode", "toy-raster.sample", "toy-raster.log_likelihood"))
+
+
+@short_and_whole
+def test_no_tensor_over_rest_is_a_fault_of_the_server(
+    server: LiveServer, requests_each: int
+) -> None:
+    bodies = st.sampled_from([json.dumps(body).encode() for body in _TENSORS])
+    behind = st.binary(max_size=5 * LATENT)
+    answers: Counter[int] = Counter()
+    session = requests.Session()
+
+    def send(case: tuple[str, bytes, bytes, int | None]) -> None:
+        model, header, tensors, more = case
+        headers = {} if more is None else {HEADER_LENGTH: str(len(header) + more)}
+        answer = session.post(
+            f"{server.url}/v2/models/{model}/infer",
+            data=header + tensors,
+            headers=headers,
+            timeout=SECONDS,
+        )
+        answers[answer.status_code] += 1
+        assert answer.status_code < 500, answer.text
+        assert answer.ok or answer.json().keys() == {"error"}
+
+    lengths = st.none() | st.just(0) | st.integers(-50, 50)
+    cases = st.tuples(_MODELS, bodies | mutated(bodies), behind, lengths)
+    for_each(cases, send, requests_each * 3, 0)
+    print(f"tensors: {sum(answers.values())} requests, answered {dict(answers)}")
+
+
 _BODY = b'{"seed": 1}'
 HTTP_REQUESTS = (
     b"GET /models HTTP/1.1\r\nHost: genserve\r\n\r\n",
@@ -183,10 +223,20 @@ def exchange(port: int, content: bytes) -> bytes:
 # gRPC
 
 
+FEEDS = ("StreamLikelihood", "ModelStreamInfer")
+
+
 def paths() -> list[tuple[str, type]]:
-    """Every method of the service with the message that it takes."""
-    methods = pb.DESCRIPTOR.services_by_name["GenerationService"].methods
-    return [(f"/{SERVICE}/{method.name}", method.input_type) for method in methods]
+    """Every method of the services with the message that it takes."""
+    services = (
+        pb.DESCRIPTOR.services_by_name["GenerationService"],
+        inference_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+    )
+    return [
+        (f"/{service.full_name}/{method.name}", method.input_type)
+        for service in services
+        for method in service.methods
+    ]
 
 
 @short_and_whole
@@ -223,7 +273,7 @@ def call(channel: grpc.Channel, path: str, content: bytes, way: str) -> str:
         path = "/grpc.health.v1.Health/Check"
     elif way == "reflection":
         path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    contents = [content] * (1 + len(content) % 3) if "StreamL" in path else [content]
+    contents = [content] * (1 + len(content) % 3) if path.endswith(FEEDS) else [content]
     answered = channel.stream_stream(path)(iter(contents), timeout=SECONDS, compression=compression)
     try:
         for _ in answered:

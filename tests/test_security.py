@@ -39,7 +39,7 @@ from service.keys import Keys, create_key, read_keys
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
-from service.rpc.server import SERVICE, Rpc, create_server
+from service.rpc.server import INFERENCE_SERVICE, SERVICE, Rpc, create_server
 from service.tls import find_identity
 from tests.fakes import PIXELS, SIDE
 from tests.http2 import Connection, message
@@ -94,7 +94,12 @@ async def channel_of(engine: Engine, metrics: Metrics) -> AsyncIterator[Callable
         *, admission: Admission | None = None, keys: Keys | None = None
     ) -> grpc.aio.Channel:
         rpc = create_server(
-            engine, metrics=metrics, maximum_message_bytes=2**20, admission=admission, keys=keys
+            engine,
+            metrics=metrics,
+            maximum_message_bytes=2**20,
+            version="1.2.3",
+            admission=admission,
+            keys=keys,
         )
         port = rpc.server.add_insecure_port("127.0.0.1:0")
         await rpc.start()
@@ -192,9 +197,27 @@ async def test_every_path_but_the_open_ones_needs_a_key(client_of: Client, keys:
             assert described["security"] == [{"api_key": []}] and "4XX" in described["responses"]
             let_in = await client.request(method, path.replace("{name}", "toy-gan"), headers=BEARER)
             assert let_in.status_code != 401
-    assert seen == set(PROBES), "of what the document describes"
+    assert seen == set(PROBES) & set(document["paths"]), "of what the document describes"
     assert (await client.get("/docs")).status_code == 200
     assert (await client.get("/no-such-path")).status_code == 401
+
+
+async def test_the_inference_protocol_needs_a_key_and_refuses_in_its_shape(
+    client_of: Client, keys: Keys
+) -> None:
+    client = client_of(keys=keys)
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert (await client.get(path)).status_code == 200
+    for method, path in (
+        ("GET", "/v2"),
+        ("GET", "/v2/models/toy-gan.decode"),
+        ("POST", "/v2/models/toy-gan.decode/infer"),
+        ("POST", "/v2/repository/index"),
+    ):
+        answer = await client.request(method, path)
+        assert answer.status_code == 401 and answer.json().keys() == {"error"}
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert (await client.request(method, path, headers=BEARER)).status_code != 401
 
 
 async def test_a_wrong_key_is_refused_and_counted(
@@ -234,6 +257,7 @@ async def test_every_method_but_health_needs_a_key(
 ) -> None:
     channel = await channel_of(keys=keys)
     paths = [f"/{SERVICE}/{method.name}" for method in METHODS]
+    paths += [f"/{INFERENCE_SERVICE}/{method}" for method in ("ModelInfer", "ModelStreamInfer")]
     paths += ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "/no.such/Method"]
     for path in paths:
         for metadata in (None, (("authorization", "Bearer x"),)):

@@ -22,6 +22,7 @@ from service.api.catalogue import ModelList, describe_manifest, list_models
 from service.api.connection import while_connected
 from service.api.envelope import Envelope
 from service.api.guard import Guard, describe_keys
+from service.api.inference import inference_routes
 from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
 from service.api.schemas import (
@@ -38,6 +39,7 @@ from service.api.schemas import (
 )
 from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.core.engine import Engine
+from service.core.inference import Inference
 from service.keys import Keys
 from service.metrics import Metrics
 
@@ -114,6 +116,7 @@ def create_app(
     _add_operations(app, engine, metrics, limits)
     app.include_router(_models(engine))
     app.include_router(_watching(engine, metrics))
+    app.include_router(inference_routes(Inference(engine, metrics), metrics, limits, version))
     schemas = [operation.body for operation in OPERATIONS]
     schemas += [operation.stream for operation in OPERATIONS if operation.stream is not None]
 

@@ -80,13 +80,18 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
     if media_type == FORM:
         _refuse_query(query)
         return check(body, await _in_time(_read_form(request, body, limits), limits.seconds))
-    content = await _in_time(_read_bytes(request, limits.bytes), limits.seconds)
+    content = await read_content(request, limits)
     if content and not media_type:
         raise _unsupported("none", body)
     if len(content) > _LARGE_BYTES or media_type == ZIP:
         # On a thread, so that other requests are answered meanwhile: small archives hold much.
         return await asyncio.to_thread(_parse, media_type, content, query, body, limits)
     return _parse(media_type, content, query, body, limits)
+
+
+async def read_content(request: Request, limits: BodyLimits) -> bytes:
+    """Read the bytes of a body; raises what `read_body` raises before it parses them."""
+    return await _in_time(_read_bytes(request, limits.bytes), limits.seconds)
 
 
 def check(body: type[B], fields: object) -> B:

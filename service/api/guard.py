@@ -7,12 +7,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission import Admission, too_many
 from service.api.openapi import PROBLEMS
-from service.api.problems import problem_of
+from service.api.problems import inference_error_of, problem_of
 from service.errors import GenserveError
 from service.keys import Keys
 from service.metrics import Metrics
 
-PROBES = ("/healthz", "/readyz")
+PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 """Answered whatever happens: an orchestrator has no key, and must not end a server for its load."""
 OPEN = (*PROBES, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
 """What needs no key: probes, and the contract, which is public anyway."""
@@ -46,7 +46,10 @@ class Guard:
             self._admission.enter()
         except GenserveError as error:
             self._metrics.requests.labels("", "", error.reason).inc()
-            response = problem_of(error, scope["state"]["request_id"])
+            if scope["path"].startswith("/v2"):
+                response = inference_error_of(error)
+            else:
+                response = problem_of(error, scope["state"]["request_id"])
             if scope["state"].get(CROWDED):  # the client's next connection may be welcome
                 response.headers["Connection"] = "close"
             await response(scope, receive, send)

@@ -93,12 +93,25 @@ def internal_problem(request_id: str) -> Response:
 def problem_of(error: GenserveError, request_id: str) -> Response:
     """Return the answer to a request that met an error of the tree."""
     response = _answer(STATUS[type(error)], describe_error(error, request_id))
+    _tell_client(response, error)
+    return response
+
+
+def inference_error_of(error: GenserveError) -> Response:
+    """Return the same as `problem_of` in the shape of the Open Inference Protocol."""
+    content = json.dumps({"error": error.message})
+    response = Response(content, STATUS[type(error)], media_type="application/json")
+    _tell_client(response, error)
+    return response
+
+
+def _tell_client(response: Response, error: GenserveError) -> None:
+    """Set the headers that say what to do next."""
     wait = error.details.get("retry_after_seconds")
     if isinstance(wait, int | float):
         response.headers["Retry-After"] = str(math.ceil(wait))  # whole seconds
     if isinstance(error, errors.Unauthenticated):
         response.headers["WWW-Authenticate"] = "Bearer"
-    return response
 
 
 def add_problem_handlers(app: FastAPI) -> None:

@@ -16,6 +16,7 @@ from service.core.models import Model, Models
 from service.core.operations import begin, work
 from service.core.painting import Paint
 from service.core.requests import (
+    Array,
     LikelihoodResult,
     Limits,
     Request,
@@ -25,6 +26,7 @@ from service.core.requests import (
 )
 from service.core.rows import RowScheduler
 from service.core.streaming import Progress, Reader
+from service.core.tensors import Tensor, read_inputs
 from service.errors import (
     DeadlineExceeded,
     GenserveError,
@@ -41,6 +43,9 @@ Arguments = TypeVarTuple("Arguments")
 Returned = TypeVar("Returned")
 
 Steps = Generator[Call | Paint, Outputs, Result]
+
+INFER = "infer"
+"""What running one graph on named tensors is counted as, beside the operations."""
 
 _EVERY_ROW = StreamRequest()
 _LARGE_VALUES = 50_000  # more array elements than this take milliseconds
@@ -204,6 +209,25 @@ class Engine:
                                 yield progress
         yield answer  # after the request is counted: whoever reads it slowly holds nothing up
 
+    async def infer(
+        self,
+        graph: str,
+        tensors: Sequence[Tensor],
+        *,
+        model: str,
+        timeout_seconds: float | None = None,
+    ) -> dict[str, Array]:
+        """Run one graph of a model on named tensors, and return its outputs by name.
+
+        Its rows share batches with those of all other requests. Raises a GenserveError.
+        """
+        self._check_open(INFER)
+        with self._admitted(INFER, model, timeout_seconds) as (found, deadline):
+            ports = (await self._load(found, deadline)).graphs[graph]
+            large = sum(tensor.size for tensor in tensors) > _LARGE_VALUES
+            inputs = await _prepare(large, read_inputs, ports, tensors, self.limits.rows)
+            return await self._batcher.run(found.graphs[graph], inputs, deadline)
+
     def _check_open(self, operation: str) -> None:
         if self._draining.is_set():
             with self._metrics.counting_refusals(operation):
@@ -220,7 +244,8 @@ class Engine:
         try:
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name
-            found.check_offers(operation)
+            if operation != INFER:
+                found.check_offers(operation)
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
             yield found, started + timeout_seconds

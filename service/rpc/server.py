@@ -1,4 +1,4 @@
-"""The gRPC server: the generation service, health, reflection, and what is around every call."""
+"""The gRPC server: its services, health, reflection, and what is around every call."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service.admission import Admission
-from service.core.engine import Engine
+from service.core.engine import INFER, Engine
 from service.errors import (
     DeadlineExceeded,
     GenserveError,
@@ -25,17 +25,24 @@ from service.errors import (
 from service.keys import Keys
 from service.metrics import Metrics
 from service.rpc.guard import Guard
+from service.rpc.inference import InferenceServicer
 from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb import inference_service_pb2 as inference_pb
 from service.rpc.pb.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from service.rpc.pb.inference_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from service.rpc.request_id import REQUEST_ID, request_id_of
 from service.rpc.servicer import GenerationServicer
 from service.rpc.standard import Health, reading_bytes
 from service.rpc.status import internal_status, to_status
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
+INFERENCE_SERVICE = inference_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 access = logging.getLogger("genserve.access")
 log = logging.getLogger(__name__)
+
+_OPERATIONS = {"ModelInfer": INFER, "ModelStreamInfer": INFER}
+"""What calls are counted as, where it is not their name."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,9 @@ class Rpc:
         await self.server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """Answer health checks of the server and of the generation service with this."""
+        """Answer health checks of the server and of its services with this."""
         status = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, INFERENCE_SERVICE):
             self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
@@ -62,6 +69,7 @@ def create_server(
     *,
     metrics: Metrics,
     maximum_message_bytes: int,
+    version: str,
     maximum_connections: int = 1024,
     admission: Admission | None = None,
     keys: Keys | None = None,
@@ -88,10 +96,12 @@ def create_server(
     )
     servicer = GenerationServicer(engine, metrics)
     add_GenerationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    inference = InferenceServicer(engine, metrics, version)
+    add_GRPCInferenceServiceServicer_to_server(inference, server)  # type: ignore[no-untyped-call]
     checks = Health(engine.until_draining)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(
-        (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        (SERVICE, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
     return Rpc(server, checks)
 
@@ -113,7 +123,7 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         service, _, method = handler_call_details.method.removeprefix("/").partition("/")
         if handler is None:
             return None
-        if service != SERVICE:
+        if service not in (SERVICE, INFERENCE_SERVICE):
             return reading_bytes(handler)
         # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
         serializer = handler.response_serializer
@@ -141,10 +151,11 @@ async def _answer(
 ) -> Message:
     """Answer one call."""
     async with _enveloped(method, context) as request_id:
-        with metrics.counting_refusals(method.lower()):
+        with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             message = _parse(handler, content)
         answer = await handler.unary_unary(message, context)
-        answer.request_id = request_id
+        if "request_id" in answer.DESCRIPTOR.fields_by_name:
+            answer.request_id = request_id
         return answer
 
 
@@ -158,7 +169,7 @@ async def _stream(
 ) -> None:
     """Answer one call with messages."""
     async with _enveloped(method, context) as request_id:
-        with metrics.counting_refusals(method.lower()):
+        with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             request = _parse(handler, content)
         await _write_all(handler.unary_stream(request, context), request_id, context, write_seconds)
 
@@ -198,7 +209,7 @@ async def _write_all(
     """
     async with aclosing(messages):  # so that the work ends at once where the client leaves
         async for message in messages:
-            if message.HasField("result"):
+            if "result" in message.DESCRIPTOR.fields_by_name and message.HasField("result"):
                 message.result.request_id = request_id
             try:
                 async with asyncio.timeout(write_seconds):
@@ -248,5 +259,5 @@ def _parse(handler: grpc.RpcMethodHandler, content: bytes) -> Message:
         return handler.request_deserializer(content)
     except DecodeError:
         raise MalformedRequest(
-            "the bytes are no message of this method; use stubs of genserve.v1"
+            "the bytes are no message of this method; use stubs made from its proto"
         ) from None

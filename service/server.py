@@ -36,9 +36,10 @@ _ENCODER = json.JSONEncoder(default=str)
 log = logging.getLogger(__name__)
 
 
-def build_engine(settings: Settings, metrics: Metrics) -> Engine:
+def build_engine(settings: Settings, metrics: Metrics, *, administrable: bool = False) -> Engine:
     """Build the engine over the settings' model repository; nothing is loaded yet.
 
+    Clients may load and unload models where it is `administrable`.
     Raises StartupError where the repository is missing or holds no model of a default name.
     """
     if not settings.model_repository.is_dir():
@@ -46,8 +47,19 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             f"the model repository '{settings.model_repository}' is not a folder; "
             "set GENSERVE_MODEL_REPOSITORY"
         )
+    rows = RowScheduler(
+        workers=settings.workers,
+        slots=settings.row_slots,
+        bulk_limit=max(1, settings.row_slots * 3 // 4),
+        maximum_waiting_images=settings.maximum_waiting_images,
+        metrics=metrics,
+    )
     models = Models(
-        settings.model_repository, partial(OnnxSession, provider=settings.provider), metrics
+        settings.model_repository,
+        partial(OnnxSession, provider=settings.provider),
+        metrics,
+        pinned=settings.default_models,
+        free=rows.forget,
     )
     _check_default_models(settings, models)
     return Engine(
@@ -58,13 +70,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             maximum_queued_rows=settings.maximum_queued_rows,
             metrics=metrics,
         ),
-        rows=RowScheduler(
-            workers=settings.workers,
-            slots=settings.row_slots,
-            bulk_limit=max(1, settings.row_slots * 3 // 4),
-            maximum_waiting_images=settings.maximum_waiting_images,
-            metrics=metrics,
-        ),
+        rows=rows,
         metrics=metrics,
         limits=Limits(
             count=settings.maximum_count,
@@ -74,6 +80,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         default_models=settings.default_models,
         default_timeout_seconds=settings.default_timeout_ms / 1000,
         reproducible="bitwise" if settings.provider == "cpu" else "numeric",
+        administrable=administrable,
     )
 
 
@@ -95,11 +102,11 @@ async def serve(settings: Settings) -> None:
     await rpc.start()
     http_port = listener.getsockname()[1]
     log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
-    loading = asyncio.create_task(_load(engine, rpc))
+    background = asyncio.gather(_load(engine, rpc), _rescan(engine, settings.rescan_seconds))
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
-    loading.cancel()
+    background.cancel()
     await rpc.set_serving(False)
     rest.should_exit = True
     drained = asyncio.gather(serving, rpc.server.stop(settings.drain_seconds), engine.drain())
@@ -164,8 +171,22 @@ def _check_default_models(settings: Settings, models: Models) -> None:
 
 async def _load(engine: Engine, rpc: Rpc) -> None:
     await engine.load_default_models()
-    await rpc.set_serving(engine.ready)
-    log.info("ready" if engine.ready else "not ready", extra={"models": engine.readiness()})
+    ready = None
+    while True:
+        if ready is not engine.ready:
+            ready = engine.ready
+            await rpc.set_serving(ready)
+            log.info("ready" if ready else "not ready", extra={"models": engine.readiness()})
+        await engine.until_administered()
+
+
+async def _rescan(engine: Engine, seconds: float) -> None:
+    while seconds:
+        await asyncio.sleep(seconds)
+        try:
+            await engine.rescan()
+        except Exception:  # the next look may find the repository again
+            log.exception("rescanning failed")
 
 
 def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicorn.Config:

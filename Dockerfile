@@ -11,8 +11,11 @@ COPY artifacts artifacts
 ENV GENSERVE_HOST=0.0.0.0 GENSERVE_MODEL_REPOSITORY=/app/artifacts
 EXPOSE 8000 8001
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD python -c "import os, urllib.request as request; request.urlopen( \
-    'http://127.0.0.1:' + os.environ.get('GENSERVE_HTTP_PORT', '8000') + '/readyz', timeout=2)"
+    CMD python -c "import os, ssl, urllib.request as request; \
+    tls = 'GENSERVE_TLS_CERTIFICATE' in os.environ; \
+    port = os.environ.get('GENSERVE_HTTP_PORT', '8000'); \
+    request.urlopen(f'http{\"s\" * tls}://127.0.0.1:{port}/readyz', timeout=2, \
+    context=ssl._create_unverified_context() if tls else None)"
 ENTRYPOINT ["genserve"]
 CMD ["serve"]
 

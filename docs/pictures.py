@@ -16,7 +16,15 @@ from PIL import Image
 
 URL = "http://127.0.0.1:8000"
 DOCS = Path(__file__).parent
-MODELS = ("mnist-dcgan", "mnist-vae", "mnist-vae-2d", "mnist-realnvp", "mnist-pixelcnn")
+FASHION = ("fashion-mnist-pixelcnn", "fashion-mnist-realnvp", "fashion-mnist-vae")
+MODELS = (
+    "mnist-dcgan",
+    "mnist-vae",
+    "mnist-vae-2d",
+    "mnist-realnvp",
+    "mnist-pixelcnn",
+    *FASHION,
+)
 UNPAINTED = 48  # the grey of pixels that are not there yet
 SCALE = 2  # pictures are drawn with pixels this large
 
@@ -33,6 +41,8 @@ def main() -> None:
     save("samples-mnist-pixelcnn", ask("sample", **pixelcnn, seed=1, **by_class(4)), columns=10)
     save("growing", growing(ask("sample", **pixelcnn, seed=0, class_label=8)[0]), columns=8)
     save("completions", completions(), columns=9)
+    clothes = [ask("sample", model=model, count=20, seed=1) for model in FASHION]
+    save("samples-fashion-mnist", np.concatenate(clothes), columns=10)
     save("manifold", ask("decode", model="mnist-vae-2d", latents=plane(16)), columns=16)
     write_figures()
 

@@ -45,7 +45,8 @@ class Figure:
     """One measured number with everything needed to compare it with another.
 
     `protocol` says how it was measured, in a sentence; `published` holds the `value` and `source`
-    of the figure to set it beside, or is None where there is none on the same protocol.
+    of the figure to set it beside and the `dataset` that it is of, or is None where there is none
+    on the same protocol.
     """
 
     name: str

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,7 @@ def make_record(
     """Return what there is to know about trained weights: figures, splits and provenance."""
     return {
         "model": recipe.name,
-        "figures": [asdict(figure) for figure in figures],
+        "figures": [asdict(_beside_its_own(figure, recipe.dataset)) for figure in figures],
         "splits": describe_splits(splits),
         "provenance": {
             "recipe": recipe.name,
@@ -267,6 +267,14 @@ def make_record(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
     }
+
+
+def _beside_its_own(figure: Figure, dataset: str) -> Figure:
+    """Return a figure without the published one where that is of other data."""
+    if figure.published is None or figure.published["dataset"] != dataset:
+        return replace(figure, published=None)
+    published = {key: figure.published[key] for key in ("value", "source")}
+    return replace(figure, published=published)
 
 
 def learning_rate(settings: OptimiserRecipe, step: int, steps: int) -> float:

@@ -1,7 +1,8 @@
-"""The command `genserve`: serve, models, verify, calibrate, sample, complete, score."""
+"""The command `genserve`: serve, key, models, verify, calibrate, sample, complete, score."""
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from service.core.manifest import OPERATIONS, Manifest
 from service.core.models import Model, Models
 from service.core.requests import LikelihoodRequest, Limits
 from service.errors import ArtifactError, GenserveError, StartupError
+from service.keys import create_key
 from service.metrics import Metrics
 from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
@@ -27,14 +29,21 @@ from service.score import find_images, score_files, write_rows
 from service.server import configure_logging, serve
 from service.settings import Settings, read_settings
 
+_API_KEY = "GENSERVE_API_KEY"  # not a flag: other users of a machine see those
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a mistake is one sentence, not a traceback."""
     parsed = _parser().parse_args(arguments)
     try:
         parsed.command(parsed)
+        sys.stdout.flush()
     except (StartupError, GenserveError, client.ClientError) as error:
         print(f"genserve: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # where a file is read or written, a StartupError names it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its last flush fails
+        print(f"genserve: standard output can't be written: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 
@@ -48,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         flag = "--" + name.replace("_", "-")
         command.add_argument(flag, dest=name, metavar="VALUE", help=field.description)
     command.set_defaults(command=_serve)
+
+    command = commands.add_parser("key", help="make an API key, and the line that lets it in")
+    command.add_argument("name", metavar="NAME", help="of whose it is, to know its line by")
+    command.set_defaults(command=_key)
 
     command = commands.add_parser("models", help="show the models and what each can do")
     command.add_argument("--model-repository", metavar="FOLDER")
@@ -98,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_client_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--address", default="127.0.0.1:8001", help="of the gRPC server")
+    command.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="connect by TLS, and trust what these sign"
+    )
     command.add_argument("--model", metavar="NAME", help="name or name@version")
 
 
@@ -119,6 +135,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = read_settings({name: given[name] for name in Settings.model_fields if name in given})
     configure_logging(settings.log_level)
     uvloop.run(serve(settings))
+
+
+def _key(arguments: argparse.Namespace) -> None:
+    key, line = create_key(arguments.name)
+    print(f"{_API_KEY}={key}", file=sys.stderr)  # apart from the line, which goes into a file
+    print(line)
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -229,12 +251,12 @@ def _tell(arguments: argparse.Namespace, manifest: Manifest, made: Calibration, 
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    _write(arguments.out, client.sample(arguments.address, **_generation(arguments)))
+    _write(arguments.out, client.sample(_service(arguments), **_generation(arguments)))
 
 
 def _complete(arguments: argparse.Namespace) -> None:
     picture = client.complete(
-        arguments.address,
+        _service(arguments),
         image=_read(arguments.image),
         known=arguments.known and _read(arguments.known),
         prefix_rows=arguments.prefix_rows,
@@ -250,12 +272,17 @@ def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in (*names, *controls)}
 
 
+def _service(arguments: argparse.Namespace) -> client.Service:
+    return client.Service(arguments.address, os.environ.get(_API_KEY), arguments.ca_file)
+
+
 def _score(arguments: argparse.Namespace) -> None:
+    service = _service(arguments)
     paths = find_images(arguments.images)
 
     def ask(images: Sequence[tuple[str, bytes]]) -> list[client.Score]:
         return client.score(
-            arguments.address,
+            service,
             model=arguments.model,
             images=images,
             binarisation=arguments.binarisation,

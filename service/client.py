@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +27,15 @@ class ClientError(Exception):
 
 
 @dataclass(frozen=True)
+class Service:
+    """Where a service is, and what it takes to be let in."""
+
+    address: str  # host:port of its gRPC server
+    api_key: str | None = None
+    ca_file: Path | None = None  # PEM certificates to trust; without them there is no TLS
+
+
+@dataclass(frozen=True)
 class Score:
     """The log-likelihood of one image, and whether the image is anomalous."""
 
@@ -37,17 +47,16 @@ class Score:
     anomalous: bool | None  # whether p_value is at most the false-positive rate
 
 
-def sample(address: str, *, class_label: int | None = None, **fields: Any) -> bytes:
+def sample(service: Service, *, class_label: int | None = None, **fields: Any) -> bytes:
     """Return one PNG of samples, in a grid about as wide as high.
 
-    `address` is the `host:port` of a gRPC server, `fields` those of a SampleRequest. Raises
-    ClientError.
+    `fields` are those of a SampleRequest. Raises ClientError.
     """
-    return _picture(_call(address, "Sample", **_generation(class_label), **fields))
+    return _picture(_call(service, "Sample", **_generation(class_label), **fields))
 
 
 def complete(
-    address: str,
+    service: Service,
     *,
     image: bytes,
     known: bytes | None = None,
@@ -62,11 +71,11 @@ def complete(
     if known is not None:
         fields["known"] = _read_mask(known)
     content = pb.Images(png=pb.PngFiles(files=[image]))
-    return _picture(_call(address, "Complete", image=content, **_generation(class_label), **fields))
+    return _picture(_call(service, "Complete", image=content, **_generation(class_label), **fields))
 
 
 def score(
-    address: str,
+    service: Service,
     *,
     model: str | None = None,
     images: Sequence[tuple[str, bytes]],
@@ -76,10 +85,10 @@ def score(
 ) -> list[Score]:
     """Return the scores of PNG images, given with their names, in order.
 
-    `address` is the `host:port` of a gRPC server. Raises ClientError.
+    Raises ClientError.
     """
     answer = _call(
-        address,
+        service,
         "Likelihood",
         model=model,
         images=pb.Images(png=pb.PngFiles(files=[content for _, content in images])),
@@ -120,19 +129,31 @@ def _picture(answer: Any) -> bytes:
     return levels_to_png(grid(np.stack(images), columns), _PNG_LEVELS)
 
 
-def _call(address: str, method: str, **fields: Any) -> Any:
+def _call(service: Service, method: str, **fields: Any) -> Any:
     """Call a method with the fields of its request."""
     try:
         request = getattr(pb, f"{method}Request")(**fields)
     except ValueError as error:  # a number beyond its field's bits
         raise ClientError(f"the request can't be sent: {error}") from error
-    unlimited = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(address, options=unlimited) as channel:
+    key = service.api_key
+    metadata = [("authorization", f"Bearer {key}")] if key is not None else None
+    with _channel(service) as channel:
         try:
             stub = GenerationServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-            return getattr(stub, method)(request)
+            return getattr(stub, method)(request, metadata=metadata)
         except grpc.RpcError as error:
-            raise _refusal(address, error) from error
+            raise _refusal(service.address, error) from error
+
+
+def _channel(service: Service) -> grpc.Channel:
+    unlimited = [("grpc.max_receive_message_length", -1)]
+    if service.ca_file is None:
+        return grpc.insecure_channel(service.address, options=unlimited)
+    try:
+        credentials = grpc.ssl_channel_credentials(service.ca_file.read_bytes())
+    except OSError as error:
+        raise ClientError(f"{service.ca_file} can't be read: {error.strerror}") from error
+    return grpc.secure_channel(service.address, credentials, options=unlimited)
 
 
 def _refusal(address: str, error: grpc.RpcError) -> ClientError:

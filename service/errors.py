@@ -6,9 +6,10 @@ GenserveError
     InvalidImage, InvalidLatent, OutOfRange, BinarisationRequired
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
     InvalidResumeToken, ResumeMismatch
+  Unauthenticated
   ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable, ModelUnloaded
   AdministrationOff, ArtifactRefused
-  QueueFull, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
+  QueueFull, TooManyRequests, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
 StartupError
   ArtifactError
 
@@ -116,6 +117,12 @@ class ResumeMismatch(InvalidRequest):
     reason = "RESUME_MISMATCH"
 
 
+class Unauthenticated(GenserveError):
+    """The server answers to API keys only, and the request has none that it knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
 class ModelNotFound(GenserveError):
     """No artifact has this name and version."""
 
@@ -162,6 +169,12 @@ class QueueFull(GenserveError):
     """The queue is at its bound; try again after `retry_after_seconds`."""
 
     reason = "QUEUE_FULL"
+
+
+class TooManyRequests(GenserveError):
+    """The server holds as much as it takes at once; try again after `retry_after_seconds`."""
+
+    reason = "TOO_MANY_REQUESTS"
 
 
 class DeadlineExceeded(GenserveError):

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -16,30 +16,33 @@ import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from service.admission import Admission
 from service.api.app import create_app
-from service.api.protocol import HttpProtocol
-from service.core.batcher import Batcher
+from service.api.connections import bounded_protocol
+from service.core.batcher import Batcher, LoadedGraph
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, StartupError
+from service.keys import Keys, read_keys
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
+from service.tls import Identity, find_identity
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
+_PORT_SECONDS = 0.02  # between attempts to take a port again
 
 _ENCODER = json.JSONEncoder(default=str)
 
 log = logging.getLogger(__name__)
 
 
-def build_engine(settings: Settings, metrics: Metrics, *, administrable: bool = False) -> Engine:
+def build_engine(settings: Settings, metrics: Metrics) -> Engine:
     """Build the engine over the settings' model repository; nothing is loaded yet.
 
-    Clients may load and unload models where it is `administrable`.
     Raises StartupError where the repository is missing or holds no model of a default name.
     """
     if not settings.model_repository.is_dir():
@@ -47,6 +50,12 @@ def build_engine(settings: Settings, metrics: Metrics, *, administrable: bool = 
             f"the model repository '{settings.model_repository}' is not a folder; "
             "set GENSERVE_MODEL_REPOSITORY"
         )
+    batcher = Batcher(
+        workers=settings.workers,
+        maximum_batch_rows=settings.maximum_batch_rows,
+        maximum_queued_rows=settings.maximum_queued_rows,
+        metrics=metrics,
+    )
     rows = RowScheduler(
         workers=settings.workers,
         slots=settings.row_slots,
@@ -54,22 +63,22 @@ def build_engine(settings: Settings, metrics: Metrics, *, administrable: bool = 
         maximum_waiting_images=settings.maximum_waiting_images,
         metrics=metrics,
     )
+
+    def forget(graph: LoadedGraph) -> None:
+        batcher.forget(graph)
+        rows.forget(graph)
+
     models = Models(
         settings.model_repository,
         partial(OnnxSession, provider=settings.provider),
         metrics,
         pinned=settings.default_models,
-        free=rows.forget,
+        forget=forget,
     )
     _check_default_models(settings, models)
     return Engine(
         models=models,
-        batcher=Batcher(
-            workers=settings.workers,
-            maximum_batch_rows=settings.maximum_batch_rows,
-            maximum_queued_rows=settings.maximum_queued_rows,
-            metrics=metrics,
-        ),
+        batcher=batcher,
         rows=rows,
         metrics=metrics,
         limits=Limits(
@@ -80,7 +89,7 @@ def build_engine(settings: Settings, metrics: Metrics, *, administrable: bool = 
         default_models=settings.default_models,
         default_timeout_seconds=settings.default_timeout_ms / 1000,
         reproducible="bitwise" if settings.provider == "cpu" else "numeric",
-        administrable=administrable,
+        administrable=settings.api_key_hashes is not None,
     )
 
 
@@ -91,25 +100,61 @@ async def serve(settings: Settings) -> None:
     """
     check_installation()
     metrics = Metrics(CollectorRegistry())
+    identity = find_identity(settings.tls_certificate, settings.tls_private_key)
+    keys = read_keys(settings.api_key_hashes) if settings.api_key_hashes else None
+    admission = Admission(
+        maximum_requests=settings.maximum_requests, maximum_bytes=settings.maximum_held_bytes
+    )
     engine = build_engine(settings, metrics)
-    listener = _listen(settings.host, settings.http_port)
-    rest = _HttpServer(_http_config(settings, engine, metrics))
-    rpc = create_server(engine, metrics=metrics, maximum_message_bytes=settings.maximum_body_bytes)
-    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port)
+    listener = _listen("REST", settings.host, settings.http_port, "GENSERVE_HTTP_PORT")
+    rest = _HttpServer(_http_config(settings, engine, metrics, admission, keys, identity))
+    create_rpc = partial(
+        create_server,
+        engine,
+        metrics=metrics,
+        maximum_message_bytes=settings.maximum_body_bytes,
+        maximum_connections=settings.maximum_connections,
+        admission=admission,
+        keys=keys,
+    )
+    rpc = create_rpc()
+    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)
+
+    async def replace_broken_rpc() -> None:
+        """Grpc.aio stops for good where a call's path is not UTF-8, which anybody can send."""
+        nonlocal rpc
+        while not stopping.is_set():
+            try:
+                await rpc.server.wait_for_termination()  # not to be cancelled: it would stop it
+                return
+            except UnicodeDecodeError:
+                log.exception("the gRPC server broke, and is replaced")
+            while True:
+                rpc = create_rpc()
+                try:
+                    _bind(rpc.server, settings.host, grpc_port, identity)
+                    break
+                except StartupError:  # until the broken one has let go of the port
+                    await asyncio.sleep(_PORT_SECONDS)
+            await rpc.start()
+            await rpc.set_serving(engine.ready)
+
     stopping, hurrying = _catch_signals()
 
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
     log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
-    background = asyncio.gather(_load(engine, rpc), _rescan(engine, settings.rescan_seconds))
+    loading = asyncio.create_task(_load(engine, lambda: rpc))
+    rescanning = asyncio.create_task(_rescan(engine, settings.rescan_seconds))
+    replacing = asyncio.create_task(replace_broken_rpc())
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
-    background.cancel()
+    loading.cancel()
+    rescanning.cancel()
     await rpc.set_serving(False)
-    rest.should_exit = True
-    drained = asyncio.gather(serving, rpc.server.stop(settings.drain_seconds), engine.drain())
+    drained = asyncio.ensure_future(_drain(engine, rest, serving, rpc, settings.drain_seconds))
     hurried = asyncio.ensure_future(hurrying.wait())
     both: set[asyncio.Future[Any]] = {drained, hurried}
     await asyncio.wait(both, timeout=settings.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +165,17 @@ async def serve(settings: Settings) -> None:
         rest.force_exit = True
         await rpc.server.stop(0)
     await drained
-    log.info("stopped")
+    await replacing
+    log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
+
+
+async def _drain(
+    engine: Engine, rest: uvicorn.Server, serving: asyncio.Task[None], rpc: Rpc, seconds: float
+) -> None:
+    """Finish what was accepted, then close. Meanwhile probes and new requests are told to leave."""
+    await engine.drain()
+    rest.should_exit = True
+    await asyncio.gather(serving, rpc.server.stop(seconds))
 
 
 def configure_logging(level: str) -> None:
@@ -169,13 +224,13 @@ def _check_default_models(settings: Settings, models: Models) -> None:
             raise StartupError(f"{error.message}; set GENSERVE_DEFAULT_MODELS") from error
 
 
-async def _load(engine: Engine, rpc: Rpc) -> None:
+async def _load(engine: Engine, rpc: Callable[[], Rpc]) -> None:
     await engine.load_default_models()
     ready = None
     while True:
         if ready is not engine.ready:
             ready = engine.ready
-            await rpc.set_serving(ready)
+            await rpc().set_serving(ready)
             log.info("ready" if ready else "not ready", extra={"models": engine.readiness()})
         await engine.until_administered()
 
@@ -189,24 +244,38 @@ async def _rescan(engine: Engine, seconds: float) -> None:
             log.exception("rescanning failed")
 
 
-def _http_config(settings: Settings, engine: Engine, metrics: Metrics) -> uvicorn.Config:
+def _http_config(
+    settings: Settings,
+    engine: Engine,
+    metrics: Metrics,
+    admission: Admission,
+    keys: Keys | None,
+    identity: Identity | None,
+) -> uvicorn.Config:
     app = create_app(
         engine,
         metrics=metrics,
         maximum_body_bytes=settings.maximum_body_bytes,
         cors_origins=settings.cors_origins,
         version=version("genserve"),
+        admission=admission,
+        keys=keys,
     )
     return uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=bounded_protocol(
+            maximum=settings.maximum_connections, seconds=settings.default_timeout_ms / 1000
+        ),
+        ws="none",
+        ssl_certfile=identity.certificate if identity else None,
+        ssl_keyfile=identity.private_key if identity else None,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_seconds),
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(transport: str, host: str, port: int, setting: str) -> socket.socket:
+    """Return a socket that listens; raises StartupError that names the port's setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named. With it on, the second
     # write of an answer waits 40 ms for the client's delayed acknowledgement of the first.
@@ -218,16 +287,21 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise StartupError(
-            f"REST can't listen on {host}:{port}: {error.strerror}; set GENSERVE_HTTP_PORT"
+            f"{transport} can't listen on {host}:{port}: {error.strerror}; "
+            f"set {setting} or GENSERVE_HOST"
         ) from error
     return listener
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, identity: Identity | None) -> int:
+    # gRPC says nothing of the reason but in a line of its own on standard error: ask before.
+    _listen("gRPC", host, port, "GENSERVE_GRPC_PORT").close()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return int(
-            server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        )
+        if identity is None:
+            return int(server.add_insecure_port(address))
+        credentials = grpc.ssl_server_credentials([identity.read()])
+        return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise StartupError(
             f"gRPC can't listen on {host}:{port}: is the port in use? Set GENSERVE_GRPC_PORT"

@@ -51,17 +51,41 @@ class Settings(BaseSettings):
     )
     maximum_count: Count = Field(256, description="images in one request at most")
     maximum_draws: Count = Field(1000, description="noise draws for one scored image at most")
-    maximum_body_bytes: Count = Field(
+    maximum_body_bytes: Annotated[int, Field(ge=1, lt=2**31)] = Field(  # gRPC's own limit
         16 * 1024 * 1024, description="bytes of one REST body or gRPC message at most"
     )
-    default_timeout_ms: Count = Field(
-        30_000, description="deadline of requests that set none, and of the arrival of a REST body"
+    maximum_requests: Count = Field(
+        1024, description="requests in flight at most; beyond it comes a 429"
     )
-    drain_seconds: Annotated[float, Field(ge=0)] = Field(
+    maximum_held_bytes: Count = Field(
+        128 * 1024 * 1024,
+        description="bytes of the bodies and messages of requests in flight at most; beyond it "
+        "comes a 429",
+    )
+    maximum_connections: Count = Field(
+        1024, description="open connections of each transport at most; beyond it comes a 429"
+    )
+    default_timeout_ms: Count = Field(
+        30_000,
+        description="deadline of requests that set none, and of clients: for the headers of a "
+        "request, for its body, and for the reading of its answer",
+    )
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         20.0, description="time that accepted requests have to finish after SIGTERM"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="browser origins that may call the REST API, comma-separated; * for all"
+    )
+    api_key_hashes: Path | None = Field(
+        None,
+        description="file of hashed API keys, as genserve key prints them; without it anybody "
+        "may call",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate that both transports show, and its chain"
+    )
+    tls_private_key: Path | None = Field(
+        None, description="PEM file of the certificate's private key, unencrypted"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log record that is written"

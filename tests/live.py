@@ -75,6 +75,10 @@ class LiveServer:
     def stop(self, seconds: float = 30.0) -> int:
         """Send SIGTERM and return the exit status; the log is complete afterwards."""
         self.process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """Return the exit status once the server ends; the log is complete afterwards."""
         status = self.process.wait(seconds)
         self._reader.join()
         return status
@@ -91,3 +95,13 @@ class LiveServer:
                 return entry
         assert message is None, f"the server ended before '{message}': {self.log}"
         return {}
+
+
+def wait_for_log(server: LiveServer, message: str) -> None:
+    """Wait until the server has logged a message."""
+    ticker = threading.Event()
+    for _ in range(600):
+        if any(entry["message"] == message for entry in server.log):
+            return
+        ticker.wait(0.05)
+    raise AssertionError(f"'{message}' was never logged: {server.log}")

@@ -28,8 +28,8 @@ def rewrite_manifest(folder: Path, **changes: object) -> None:
 
 
 def add_version(model: Path, version: str, **changes: object) -> Path:
-    """Add a version that says something else in its manifest, whole or not at all."""
-    hidden = shutil.copytree(model / "1", model.parent / f"new-{model.name}-{version}")
+    """Add a version that says something else in its manifest; as a whole, by a move at the end."""
+    hidden = shutil.copytree(model / "1", model / f".{version}")
     rewrite_manifest(hidden, version=version, **changes)
     return hidden.rename(model / version)
 

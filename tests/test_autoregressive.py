@@ -128,7 +128,7 @@ def multiplications(model: GatedPixelCNN) -> int:
     return pixels * sum(part.weight.numel() for part in convolutions) + sum(conditions)
 
 
-@pytest.mark.parametrize("name", ["mnist-pixelcnn", "anomaly/fashion-mnist-pixelcnn"])
+@pytest.mark.parametrize("name", ["mnist-pixelcnn", "fashion-mnist-pixelcnn"])
 def test_a_background_is_the_same_family_at_a_quarter_of_the_arithmetic_at_most(name: str) -> None:
     recipe = read_recipe(str(RECIPES / f"{name}.toml"))
     background = read_recipe(str(RECIPES / f"{name}-background.toml"))

@@ -6,10 +6,8 @@ from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service.core.batcher import Batcher, Job, LoadedGraph, RowQueue
+from service.core.batcher import Batcher, LoadedGraph
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 from tests.fakes import GatedSession
@@ -190,6 +188,44 @@ async def test_a_full_queue_refuses_and_says_when_to_try_again(make, graph, sess
     await first
 
 
+async def test_what_the_queue_would_keep_past_its_deadline_is_refused_at_the_door(
+    metrics: Metrics,
+) -> None:
+    now = 0.0
+
+    class Slow(Doubling):
+        def run(self, inputs):
+            nonlocal now
+            now += len(inputs["x"])  # a second a row
+            return super().run(inputs)
+
+    session = GatedSession(Slow())
+    graph = LoadedGraph("toy", "1", "decode", session)
+    batcher = Batcher(
+        workers=1,
+        maximum_batch_rows=8,
+        maximum_queued_rows=100,
+        metrics=metrics,
+        clock=lambda: now,
+    )
+    session.gate.set()
+    for _ in range(20):  # it learns what a row takes
+        await batcher.run(graph, rows(1), now + 30.0)
+    session.gate.clear()
+    session.started.clear()
+    first = asyncio.create_task(batcher.run(graph, rows(1), now + 30.0))
+    await asyncio.to_thread(session.started.wait)
+    waiting = asyncio.create_task(batcher.run(graph, rows(4), now + 30.0))
+    await settle()
+    with pytest.raises(QueueFull, match="longer than the deadline") as refusal:
+        await batcher.run(graph, rows(1), now + 2.0)
+    assert refusal.value.details["retry_after_seconds"] == pytest.approx(4.0, abs=0.2)
+    patient = asyncio.create_task(batcher.run(graph, rows(1), now + 30.0))
+    session.gate.set()
+    assert [len((await task)["y"]) for task in (first, waiting, patient)] == [1, 4, 1]
+    await batcher.close()
+
+
 async def test_a_request_above_the_bound_runs_when_the_queue_is_empty(make, graph, session) -> None:
     session.gate.set()
     assert len((await make(bound=4).run(graph, rows(50), soon()))["y"]) == 50
@@ -237,6 +273,92 @@ async def test_a_worker_survives_a_graph_that_answers_nonsense(make, metrics) ->
     assert len((await batcher.run(sound, rows(2), soon()))["y"]) == 2
 
 
+class Fatal(BaseException):
+    """No Exception, as SystemExit is none."""
+
+
+class Deadly(Doubling):
+    """What it raises would end a thread; rows that are not finite bring it about."""
+
+    def run(self, inputs):
+        if not np.isfinite(inputs["x"]).all():
+            raise Fatal
+        return super().run(inputs)
+
+
+async def test_a_worker_outlives_whatever_a_run_raises(make) -> None:
+    batcher, graph = make(workers=1), LoadedGraph("toy", "1", "decode", Deadly())
+    for _ in range(3):
+        bad = batcher.run(graph, {"x": np.array([np.inf])}, soon())
+        good = batcher.run(graph, rows(2), soon())
+        outcomes = await asyncio.gather(bad, good, return_exceptions=True)
+        assert isinstance(outcomes[0], InferenceFailed)
+        assert outcomes[1]["y"].tolist() == [0.0, 2.0]
+
+
+async def test_outputs_that_change_their_shape_fail_only_their_request(make) -> None:
+    class Fickle(Doubling):
+        def run(self, inputs):
+            doubled = super().run(inputs)["y"]
+            return {"y": np.stack([doubled] * 2, axis=1) if inputs["x"].max() == 7.0 else doubled}
+
+    batcher, graph = make(maximum_batch_rows=4), LoadedGraph("toy", "1", "decode", Fickle())
+    fickle, steady = (batcher.run(graph, rows(8, first), soon()) for first in (0.0, 10.0))
+    outcomes = await asyncio.gather(fickle, steady, return_exceptions=True)
+    assert isinstance(outcomes[0], InferenceFailed)
+    assert outcomes[1]["y"].tolist() == [2.0 * k for k in range(10, 18)]
+
+
+async def test_a_failed_run_is_not_repeated_for_who_has_left(make) -> None:
+    loop, ran = asyncio.get_running_loop(), []
+
+    async def leave() -> None:
+        leaver.cancel()
+        await settle()
+
+    class Noting(Doubling):
+        def run(self, inputs):
+            if len(inputs["x"]) == 3:
+                asyncio.run_coroutine_threadsafe(leave(), loop).result(30.0)
+            outputs = super().run(inputs)
+            ran.extend(inputs["x"].tolist())
+            return outputs
+
+    session = GatedSession(Noting())
+    batcher, graph = make(workers=1), LoadedGraph("toy", "1", "decode", session)
+    first = await occupy(batcher, graph, session)
+    guilty, leaver, stayer = (
+        asyncio.create_task(batcher.run(graph, {"x": np.array([value])}, soon()))
+        for value in (np.nan, 1.0, 2.0)
+    )
+    await settle()
+    session.gate.set()
+    assert (await stayer)["y"].tolist() == [4.0]
+    with pytest.raises(InferenceFailed):
+        await guilty
+    await first
+    assert ran == [-1.0, 2.0]
+
+
+async def test_every_reason_of_a_batch_is_counted_from_zero(make, metrics, graph, session) -> None:
+    def batches() -> dict[str, float | None]:
+        return {
+            reason: metrics.registry.get_sample_value(
+                "genserve_batches_total", {"model": "toy", "graph": "decode", "reason": reason}
+            )
+            for reason in ("full", "drained", "shared")
+        }
+
+    batcher = make(workers=2, maximum_batch_rows=8)
+    session.gate.set()
+    await batcher.run(graph, rows(1), soon())
+    assert batches() == {"full": 0, "drained": 1, "shared": 0}
+    await batcher.run(graph, rows(4), soon())
+    assert batches() == {"full": 0, "drained": 2, "shared": 1}
+    await batcher.run(graph, rows(16), soon())
+    assert batches() == {"full": 2, "drained": 2, "shared": 1}
+
+
 async def test_bulk_work_leaves_room_for_small_requests(make, graph, session) -> None:
     batcher = make(maximum_batch_rows=8, bound=100)
     first = await occupy(batcher, graph, session)
@@ -274,31 +396,3 @@ async def test_aborting_answers_whoever_still_waits(make, graph, session) -> Non
     for task in (first, queued):
         with pytest.raises(ShuttingDown):
             await task
-
-
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
-    idle=st.lists(st.integers(1, 4), min_size=1, max_size=50),
-    maximum=st.integers(1, 16),
-)
-def test_every_row_is_taken_once_and_no_batch_is_too_large(
-    sizes: list[int], idle: list[int], maximum: int
-) -> None:
-    loop = asyncio.new_event_loop()
-    queue = RowQueue(maximum)
-    jobs = [Job({}, size, float("inf"), loop.create_future(), 0.0) for size in sizes]
-    for job in jobs:
-        queue.add(job)
-    taken = {id(job): [] for job in jobs}
-    turn = 0
-    while queue.rows:
-        waiting, workers = queue.rows, idle[turn % len(idle)]
-        batch = queue.take(workers, 0.0)
-        size = sum(part.stop - part.start for part in batch)
-        assert 1 <= size <= maximum
-        assert size == min(maximum, -(-waiting // workers)), "an idle worker's share, no less"
-        for part in batch:
-            taken[id(part.job)].extend(range(part.start, part.stop))
-        turn += 1
-    assert [taken[id(job)] for job in jobs] == [list(range(size)) for size in sizes]
-    loop.close()

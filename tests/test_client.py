@@ -22,7 +22,13 @@ async def test_samples_are_one_picture_about_as_wide_as_high(
     address: str, stub: GenerationServiceStub
 ) -> None:
     content = await asyncio.to_thread(
-        client.sample, address, model="toy-gan", count=5, seed=1, class_label=2, temperature=0.5
+        client.sample,
+        client.Service(address),
+        model="toy-gan",
+        count=5,
+        seed=1,
+        class_label=2,
+        temperature=0.5,
     )
     picture = np.asarray(Image.open(io.BytesIO(content)))
     answer = await stub.Sample(pb.SampleRequest(count=5, seed=1, class_label=[2], temperature=0.5))
@@ -34,8 +40,12 @@ async def test_samples_are_one_picture_about_as_wide_as_high(
 
 async def test_scores_carry_names_and_follow_the_images(address: str) -> None:
     images = [("black.png", square(0)), ("white.png", square(255))]
-    there = await asyncio.to_thread(client.score, address, model="toy-vae", images=images)
-    back = await asyncio.to_thread(client.score, address, model="toy-vae", images=images[::-1])
+    there = await asyncio.to_thread(
+        client.score, client.Service(address), model="toy-vae", images=images
+    )
+    back = await asyncio.to_thread(
+        client.score, client.Service(address), model="toy-vae", images=images[::-1]
+    )
     assert [row.name for row in there] == ["black.png", "white.png"]
     assert there == back[::-1]
     assert there[0].kind == "lower_bound" and there[0] != there[1]
@@ -47,24 +57,29 @@ async def test_scores_carry_names_and_follow_the_images(address: str) -> None:
 async def test_scoring_options_reach_the_service(address: str) -> None:
     grey = [("grey.png", square(100))]
     (row,) = await asyncio.to_thread(
-        client.score, address, model="toy-vae", images=grey, binarisation="threshold", samples=2
+        client.score,
+        client.Service(address),
+        model="toy-vae",
+        images=grey,
+        binarisation="threshold",
+        samples=2,
     )
     (black,) = await asyncio.to_thread(
-        client.score, address, model="toy-vae", images=[("", square(0))], samples=2
+        client.score, client.Service(address), model="toy-vae", images=[("", square(0))], samples=2
     )
     assert row.log_likelihood == black.log_likelihood, "below half the highest level is black"
 
 
 async def test_a_refusal_is_a_sentence_with_its_reason(address: str) -> None:
     with pytest.raises(client.ClientError, match="OUT_OF_RANGE: count is 0; allowed is 1 to 32"):
-        await asyncio.to_thread(client.sample, address, count=0)
+        await asyncio.to_thread(client.sample, client.Service(address), count=0)
 
 
 async def test_a_number_that_does_not_fit_is_a_sentence_too(address: str) -> None:
     with pytest.raises(client.ClientError, match="can't be sent"):
-        await asyncio.to_thread(client.sample, address, seed=2**70)
+        await asyncio.to_thread(client.sample, client.Service(address), seed=2**70)
 
 
 def test_a_service_that_is_not_there_is_named() -> None:
     with pytest.raises(client.ClientError, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
-        client.sample("127.0.0.1:1")
+        client.sample(client.Service("127.0.0.1:1"))

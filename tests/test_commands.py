@@ -2,7 +2,10 @@
 
 import csv
 import io
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from service.__main__ import main
 from service.images import levels_to_png
 from tests.conftest import TOYS
 from tests.fakes import SIDE
-from tests.live import LiveServer
+from tests.live import ROOT, LiveServer
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,8 @@ def test_greedy_reaches_the_service(server: LiveServer, tmp_path: Path) -> None:
         (["score", "nothing.png"], "nothing.png can't be read"),
         (["score", __file__, "--model", "toy-nothing"], "MODEL_NOT_FOUND"),
         (["score", __file__, "--out", "/no/folder/scores.csv"], "scores.csv can't be written"),
+        (["score", __file__, "--out", "/dev/full"], "/dev/full can't be written: No space left"),
+        (["sample", "--out", "/dev/full"], "/dev/full can't be written: No space left"),
         (["complete", __file__, "--known", __file__, "--out", "x.png"], "not a readable PNG"),
     ],
 )
@@ -177,6 +182,51 @@ def test_a_mistake_is_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def run(command: str, repository: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of a shell, in which $GENSERVE is the command."""
+    environment = {
+        **os.environ,
+        "GENSERVE": f"{sys.executable} -m service",
+        "GENSERVE_MODEL_REPOSITORY": str(repository),
+    }
+    return subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("$GENSERVE models > /dev/full", "No space left on device"),
+        ("$GENSERVE models > >(exec true)", "Broken pipe"),
+        ("$GENSERVE verify nowhere", "nowhere: manifest.json can't be read"),
+        ("$GENSERVE calibrate nobody nowhere", "there is no model 'nobody'"),
+    ],
+)
+def test_a_full_disk_and_a_missing_artifact_are_one_sentence(
+    repository: Path, command: str, message: str
+) -> None:
+    done = run(command, repository)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_calibration_that_finds_the_disk_full_leaves_nothing(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Files may have 1024 bytes, which is what a disk is like that is nearly full."""
+    copy, images = tmp_path / "repository", tmp_path / "images.npy"
+    shutil.copytree(repository / "toy-flow", copy / "toy-flow")
+    levels = np.random.default_rng(0).integers(0, 256, (200, SIDE, SIDE, 1), np.uint8)
+    np.save(images, levels)
+    done = run(f"ulimit -f 1; $GENSERVE calibrate toy-flow {images}", copy)
+    assert done.returncode == 1
+    assert "calibrations can't be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((copy / "toy-flow" / "calibrations").iterdir())
 
 
 def test_a_server_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,45 @@ async def test_a_feed_is_drained_what_was_read_is_answered(
         await busy.read()
     assert info_of(ended.value).reason == "SHUTTING_DOWN"
     await asyncio.wait_for(draining, SECONDS)
+
+
+class BusyThreads(ThreadPoolExecutor):
+    """Threads that are all taken until `free` is set; `asked` is how often one was wanted."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.free = threading.Event()
+        self.asked = 0
+        super().submit(self.free.wait)
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        self.asked += 1
+        return super().submit(*arguments, **options)
+
+
+async def test_a_message_that_was_read_before_draining_is_answered_though_it_begins_later(
+    stub: GenerationServiceStub, engine: Engine, metrics: Metrics
+) -> None:
+    """Large messages, which threads convert before the engine gets them."""
+    threads = BusyThreads()
+    asyncio.get_running_loop().set_default_executor(threads)
+    (message,) = feed([request_of()])
+    # Field 1000, which the server does not know, makes it large: 200,000 bytes.
+    message.request.MergeFromString(b"\xc2\x3e\xc0\x9a\x0c" + bytes(200_000))
+    call = stub.StreamLikelihood()
+    for _ in range(3):
+        await call.write(message)
+    await until(lambda: threads.asked == 3)
+    assert value(metrics, "genserve_requests_in_flight") == 0
+    draining = asyncio.create_task(engine.drain())
+    await until(lambda: not engine.ready)
+    threads.free.set()
+    assert all(answer.HasField("result") for answer in await read(call, 3))
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await call.read()
+    assert info_of(ended.value).reason == "SHUTTING_DOWN"
+    await asyncio.wait_for(draining, SECONDS)
+    assert engine.admitted == engine.answered == 3
 
 
 async def test_an_open_feed_does_not_keep_the_server_from_stopping(repository: Path) -> None:

@@ -31,7 +31,12 @@ RASTER = "toy-raster"
 def settings(repository: Path, tmp_path: Path) -> Settings:
     """Settings over a copy of the repository that a test may change."""
     copy = shutil.copytree(repository, tmp_path / "repository")
-    return Settings(model_repository=copy, default_models=(GAN, RASTER), workers=2)
+    return Settings(
+        model_repository=copy,
+        default_models=(GAN, RASTER),
+        workers=2,
+        api_key_hashes=tmp_path / "keys",
+    )
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def gan(settings: Settings) -> Path:
 
 @pytest.fixture
 async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
-    built = build_engine(settings, metrics, administrable=True)
+    built = build_engine(settings, metrics)
     await built.load_default_models()
     yield built
     await built.drain()
@@ -340,10 +345,8 @@ class TestWithoutKeys:
     """Whoever reaches a server without keys could load and unload: nobody may."""
 
     @pytest.fixture
-    async def engine(self, settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
-        built = build_engine(settings, metrics)
-        yield built
-        await built.drain()
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"api_key_hashes": None})
 
     async def test_rest_refuses(self, client: httpx.AsyncClient) -> None:
         for path in ("rescan", "toy-gan/load", "toy-gan/unload"):

@@ -21,6 +21,7 @@ from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, Shuttin
 from service.metrics import Metrics
 
 HEIGHT, WIDTH, LEVELS = 5, 4, 7
+POISON = 2.0  # a uniform that makes every run fail that it is part of
 
 
 def port(name: str, role: str, *shape: object, **more: str) -> Port:
@@ -72,6 +73,8 @@ class Weaver:
             self.gate.clear()
         if self.broken:
             raise RuntimeError("the loom is broken")
+        if (uniform >= POISON).any():
+            raise SystemExit("what would end a thread")
         left, levels = np.zeros(uniform.shape[1]), []
         for column in range(WIDTH):
             drawn = np.floor(above[column] * 3 + left * 5 + uniform[column] * LEVELS) % LEVELS
@@ -391,6 +394,102 @@ async def test_a_failing_model_fails_its_jobs_and_later_ones_run(make, graph, mo
     job = scheduler.submit(graph, PORTS, wanted, soon())
     await scheduler.finish(job)
     assert np.array_equal(job.levels, solo(wanted)[0])
+
+
+def poisoned(count: int, seed: int, row: int) -> Canvas:
+    wanted = canvas(count, seed)
+    wanted.uniforms[-1, row] = POISON
+    return wanted
+
+
+async def check_that_others_are_painted(
+    scheduler: RowScheduler, graph: LoadedGraph, model: Weaver, guilty: Canvas
+) -> None:
+    """Around a canvas that fails: one that is under way, one that joins with it, one after it."""
+    others = [canvas(2, 1), canvas(1, 2), canvas(2, 3)]
+    model.gate.clear()
+    jobs = [scheduler.submit(graph, PORTS, others[0], soon())]
+    await asyncio.to_thread(model.started.wait)
+    failing = scheduler.submit(graph, PORTS, guilty, soon())
+    jobs += [scheduler.submit(graph, PORTS, wanted, soon()) for wanted in others[1:]]
+    model.gate.set()
+    with pytest.raises(InferenceFailed):
+        await scheduler.finish(failing)
+    for wanted, job in zip(others, jobs, strict=True):
+        await scheduler.finish(job)
+        levels, likelihood = solo(wanted)
+        assert np.array_equal(job.levels, levels)
+        assert np.array_equal(job.log_probability, likelihood)
+
+
+@pytest.mark.parametrize("row", range(HEIGHT))
+@pytest.mark.parametrize("slots", [2, 4, 9], ids=lambda slots: f"{slots} slots")
+async def test_only_the_guilty_fail(make, graph, model, slots: int, row: int) -> None:
+    """Few slots, so that images are parked too."""
+    scheduler = make(slots=slots)
+    await check_that_others_are_painted(scheduler, graph, model, poisoned(3, 9, row))
+
+
+async def test_a_canvas_that_does_not_fit_fails_alone(make, graph, model) -> None:
+    wanted = canvas(2, 9)
+    del wanted.controls["temperature"]
+    await check_that_others_are_painted(make(slots=9), graph, model, wanted)
+
+
+@pytest.mark.parametrize("name", ["levels", "log_probability", "next_above"])
+async def test_outputs_of_wrong_shapes_fail_at_once(make, name: str) -> None:
+    class Short(Weaver):
+        def run(self, inputs):
+            outputs = super().run(inputs)
+            outputs[name] = outputs[name][:, 1:]
+            return outputs
+
+    scheduler, graph = make(), LoadedGraph("toy", "1", "row_step", Short())
+    with pytest.raises(InferenceFailed):
+        await scheduler.finish(scheduler.submit(graph, PORTS, canvas(2, 1), soon()))
+
+
+async def test_a_model_that_fails_now_and_then_loses_nothing(make, model) -> None:
+    class Hiccup(Weaver):
+        wide = 0
+
+        def run(self, inputs):
+            wide = inputs["uniform"].shape[1] == 3
+            self.wide += wide
+            if wide and self.wide % 2:  # every other run of three images, so of two requests
+                raise RuntimeError("once")
+            return super().run(inputs)
+
+    scheduler, graph = make(slots=3), LoadedGraph("toy", "1", "row_step", Hiccup())
+    wanted = [canvas(count, seed) for seed, count in enumerate((2, 1, 2))]
+    jobs = [scheduler.submit(graph, PORTS, each, soon()) for each in wanted]
+    for each, job in zip(wanted, jobs, strict=True):
+        await scheduler.finish(job)
+        assert np.array_equal(job.levels, solo(each)[0])
+
+
+@pytest.mark.parametrize("calls", range(1, 12))
+async def test_a_worker_outlives_a_mistake_of_the_scheduler_itself(
+    make, graph, model, calls: int
+) -> None:
+    """A clock that fails once, wherever it is asked on a worker's thread."""
+    main, left = threading.get_ident(), calls
+
+    def clock() -> float:
+        nonlocal left
+        if threading.get_ident() != main:
+            left -= 1
+            if left == 0:
+                raise RuntimeError("no time")
+        return time.monotonic()
+
+    scheduler, wanted = make(clock=clock), canvas(3, 1)
+    jobs = [scheduler.submit(graph, PORTS, wanted, soon()) for _ in range(2)]
+    ends = await asyncio.gather(*map(scheduler.finish, jobs), return_exceptions=True)
+    assert left <= 0 and any(isinstance(end, InferenceFailed) for end in ends), ends
+    again = scheduler.submit(graph, PORTS, wanted, soon())
+    await scheduler.finish(again)
+    assert np.array_equal(again.levels, solo(wanted)[0])
 
 
 async def test_closing_paints_what_was_accepted(make, graph, model) -> None:

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -176,6 +176,7 @@ def test_what_is_not_finite_is_not_fitted_and_scores_highest(fitted: Fit, value:
 # Invariance
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.integers(-30, 30),
     st.floats(-1000.0, 1000.0),
@@ -188,6 +189,7 @@ def test_combined_does_not_depend_on_units_or_origins(power: int, shift: float, 
     assert np.allclose(fit(moved).score(moved)["combined"], expected, rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 49), st.integers(1, 50))
 def test_scores_do_not_depend_on_what_else_is_in_the_batch(start: int, count: int) -> None:
     statistics = normal_statistics(50)

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, load_model
 
 from model_zoo import data, recipe, sheets
 from model_zoo import train as training
+from model_zoo.autoencoders.vae import VAE_PUBLISHED
 from model_zoo.data import Examples
-from model_zoo.family import Family
+from model_zoo.family import Family, Figure
 from model_zoo.recipe import OptimiserRecipe, Recipe, RecipeError, build
 from model_zoo.train import (
     EVALUATION_SEED,
     Run,
     TrainingError,
     learning_rate,
+    make_record,
     round_to_half,
     train,
 )
@@ -193,6 +195,16 @@ def test_record_says_what_the_weights_are(tmp_path: Path):
     assert record["splits"]["select"]["count"] == 8
     assert record["provenance"]["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert record["provenance"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("dataset", "published"), [("mnist", VAE_PUBLISHED["value"]), ("x", None)])
+def test_a_published_figure_stands_beside_those_of_its_own_data_only(
+    dataset: str, published: float | None
+):
+    recipe, model = replace(TINY, dataset=dataset), build(TINY)
+    figures = [Figure("elbo", -90.0, "nats", "one draw", published=VAE_PUBLISHED)]
+    (figure,) = make_record(recipe, model, figures, SPLITS)["figures"]
+    assert (figure["published"] and figure["published"]["value"]) == published
 
 
 @pytest.mark.parametrize("tiny", FAMILIES)

@@ -24,6 +24,7 @@ from tests.test_streams import events_of
 
 SAME_MEANING = {
     (400, "INVALID_ARGUMENT"),
+    (401, "UNAUTHENTICATED"),
     (403, "PERMISSION_DENIED"),
     (404, "NOT_FOUND"),
     (406, "INVALID_ARGUMENT"),

@@ -41,6 +41,7 @@ GREY_LEVELS = 256
 LABEL_DROPOUT = 0.1
 CHUNK = 250  # images measured at a time
 PUBLISHED = {
+    "dataset": "mnist",
     "value": 0.808,
     "source": "Gated PixelCNN of 852,160 parameters on 8-bit MNIST, UvA deep learning tutorial 12",
 }

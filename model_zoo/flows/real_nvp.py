@@ -39,7 +39,11 @@ from model_zoo.layers import (
 LEVELS = 256
 CHUNK = 250  # images measured at a time
 BIN_CENTRE = 0.5
-PUBLISHED = {"value": 1.06, "source": "RealNVP on MNIST, table 2 of FFJORD, arXiv:1810.01367"}
+PUBLISHED = {
+    "dataset": "mnist",
+    "value": 1.06,
+    "source": "RealNVP on MNIST, table 2 of FFJORD, arXiv:1810.01367",
+}
 
 
 class Coupling(nn.Module):

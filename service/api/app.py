@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from service.admission import Admission
 from service.api import formats, openapi
 from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
 from service.api.bodies import JSON, BodyLimits, read_body
@@ -27,6 +28,7 @@ from service.api.catalogue import (
 )
 from service.api.connection import while_connected
 from service.api.envelope import Envelope
+from service.api.guard import Guard, describe_keys
 from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
 from service.api.schemas import (
@@ -43,6 +45,7 @@ from service.api.schemas import (
 )
 from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.core.engine import Engine
+from service.keys import Keys
 from service.metrics import Metrics
 
 _DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate,
@@ -83,12 +86,14 @@ def create_app(
     maximum_body_bytes: int,
     cors_origins: Sequence[str],
     version: str,
+    admission: Admission | None = None,
+    keys: Keys | None = None,
 ) -> FastAPI:
     """Build the app over an engine, whose models may still be loading.
 
     A body over `maximum_body_bytes` is refused while it arrives, and so is one that takes longer
     than the engine's default timeout. Browsers of `cors_origins` may call; without any, there are
-    no CORS headers.
+    no CORS headers. Where `keys` are given, requests need one.
     """
     app = FastAPI(
         title="genserve",
@@ -98,6 +103,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     add_problem_handlers(app)
+    app.add_middleware(Guard, metrics=metrics, admission=admission or Admission(), keys=keys)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -117,7 +123,12 @@ def create_app(
     app.include_router(_watching(engine, metrics))
     schemas = [operation.body for operation in OPERATIONS]
     schemas += [operation.stream for operation in OPERATIONS if operation.stream is not None]
-    app.openapi = cache(partial(openapi.build, app, schemas))  # type: ignore[method-assign]
+
+    def document() -> dict[str, Any]:
+        built = openapi.build(app, schemas)
+        return built if keys is None else describe_keys(built)
+
+    app.openapi = cache(document)  # type: ignore[method-assign]
     return app
 
 

@@ -69,6 +69,11 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("", *media_types(body)):
         raise _unsupported(media_type, body)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"the Content-Encoding is {encoding[:100]}; bodies are read as they are, send identity"
+        )
     query: Fields = {}
     if request.scope["query_string"]:
         query = read_texts(body, request.query_params.multi_items())

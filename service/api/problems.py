@@ -30,6 +30,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.ConditionNotOffered: 422,
     errors.InvalidResumeToken: 422,
     errors.ResumeMismatch: 422,
+    errors.Unauthenticated: 401,
     errors.ModelNotFound: 404,
     errors.OperationNotOffered: 422,
     errors.NotCalibrated: 422,
@@ -38,6 +39,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.AdministrationOff: 403,
     errors.ArtifactRefused: 422,
     errors.QueueFull: 429,
+    errors.TooManyRequests: 429,
     errors.DeadlineExceeded: 504,
     errors.RequestCancelled: CLIENT_CLOSED_REQUEST,
     errors.ShuttingDown: 503,
@@ -91,6 +93,17 @@ def internal_problem(request_id: str) -> Response:
     return _answer(500, describe_internal_error(request_id))
 
 
+def problem_of(error: GenserveError, request_id: str) -> Response:
+    """Return the answer to a request that met an error of the tree."""
+    response = _answer(STATUS[type(error)], describe_error(error, request_id))
+    wait = error.details.get("retry_after_seconds")
+    if isinstance(wait, int | float):
+        response.headers["Retry-After"] = str(math.ceil(wait))  # whole seconds
+    if isinstance(error, errors.Unauthenticated):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer the error tree, and what routing refuses, as problems."""
     app.add_exception_handler(GenserveError, _on_genserve_error)
@@ -99,11 +112,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _on_genserve_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GenserveError)
-    response = _answer(STATUS[type(error)], describe_error(error, request.state.request_id))
-    if isinstance(error, errors.QueueFull):
-        wait = float(str(error.details["retry_after_seconds"]))
-        response.headers["Retry-After"] = str(math.ceil(wait))  # whole seconds
-    return response
+    return problem_of(error, request.state.request_id)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

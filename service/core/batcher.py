@@ -2,9 +2,13 @@
 
 Work-conserving: an idle worker starts at once, and what arrives meanwhile forms the next batch.
 What is queued is split over the idle workers, so a lone request for 4 rows on two idle workers runs
-as 2 + 2. A request larger than a batch is split, and its rest goes to the back of the queue, so a
-bulk request never starves the others. The decisions are `RowQueue`'s, which knows neither clocks
-nor threads nor models; `Batcher` acts on them.
+as 2 + 2; and no batch is larger than a worker's share of all rows in flight, or one worker would
+take what everybody waits for, and leave the others nothing.
+
+A request larger than a batch is bulk work. Small requests go first, but for a quarter of the rows:
+so neither waits for all of the other. Graphs take turns, a batch each.
+
+`share` and `RowQueue` decide, and know neither clocks nor threads nor models; `Batcher` acts.
 """
 
 import asyncio
@@ -15,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,11 @@ from service.runtime.session import Session
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
+
+Release = Literal["full", "drained", "shared"]
+"""Why a batch is no larger: the maximum, all that was queued, or a worker's share of it."""
+
+_BULK_SHARE = 4  # one row in so many is kept for bulk work while small requests wait too
 
 log = logging.getLogger(__name__)
 
@@ -67,44 +76,85 @@ class Slice(NamedTuple):
     stop: int
 
 
+def share(queued: int, running: int, *, idle: int, workers: int) -> int:
+    """Return how many of the `queued` rows of a graph an idle worker takes.
+
+    They are split over the idle workers, and no batch holds more than one worker's share of all
+    rows in flight: those queued, and those `running` on the other workers.
+    """
+    return min(math.ceil(queued / idle), math.ceil((queued + running) / workers))
+
+
 class RowQueue:
-    """Jobs of one graph in the order in which they get their next rows. Decides, never acts."""
+    """Jobs of one graph in the order in which they get their next rows. Decides, never acts.
+
+    Small jobs are served one after the other. Bulk jobs, of more rows than a batch may have, take
+    turns; a quarter of the rows is theirs while small ones wait too.
+    """
 
     def __init__(self, maximum_batch_rows: int) -> None:
         self.rows = 0
         """Rows waiting."""
+        self.seconds_per_row = 0.0
+        """What a row took a worker lately."""
         self._maximum_batch_rows = maximum_batch_rows
-        self._jobs: deque[Job] = deque()
+        self._small: deque[Job] = deque()
+        self._bulk: deque[Job] = deque()
+        self._bulk_rows = 0  # waiting
+        self._owed = 0  # to bulk jobs, in fractions of a row: so many make one
 
     def add(self, job: Job) -> None:
         """Queue a job."""
-        self._jobs.append(job)
-        self.rows += job.remaining
+        (self._bulk if self._is_bulk(job) else self._small).append(job)
+        self._count(job, job.remaining)
 
     def forget(self, job: Job) -> None:
         """Drop the rows of a job that nobody waits for any more; `take` passes over it."""
-        self.rows -= job.remaining
+        self._count(job, -job.remaining)
         job.taken = job.rows
 
-    def take(self, idle_workers: int, now: float) -> list[Slice]:
-        """Take the next batch: an idle worker's share of the rows, at most the maximum.
+    def take(self, rows: int, now: float) -> list[Slice]:
+        """Take the next batch: so many rows, at most the maximum.
 
-        Jobs whose deadline is not after `now` get none; the batch may be empty.
+        Jobs whose deadline is not after `now` get none; the batch may be smaller for it, or empty.
         """
-        room = min(self._maximum_batch_rows, math.ceil(self.rows / idle_workers))
+        room = min(rows, self._maximum_batch_rows)
+        batch = self._fill(self._small, room - self._kept_for_bulk(room), now)
+        room -= sum(part.stop - part.start for part in batch)
+        return batch + self._fill(self._bulk, room, now)
+
+    def _is_bulk(self, job: Job) -> bool:
+        return job.rows > self._maximum_batch_rows
+
+    def _count(self, job: Job, rows: int) -> None:
+        self.rows += rows
+        if self._is_bulk(job):
+            self._bulk_rows += rows
+
+    def _kept_for_bulk(self, room: int) -> int:
+        """Return how many rows of a batch are kept for bulk jobs, where both kinds wait."""
+        if not 0 < self._bulk_rows < self.rows:
+            self._owed = 0
+            return 0
+        self._owed += room
+        kept, self._owed = divmod(self._owed, _BULK_SHARE)
+        return min(kept, self._bulk_rows)
+
+    def _fill(self, jobs: deque[Job], room: int, now: float) -> list[Slice]:
+        """Take rows of jobs in turn; of a small one that is begun, the rest comes next."""
         batch: list[Slice] = []
-        while room and self._jobs:
-            job = self._jobs.popleft()
+        while room and jobs:
+            job = jobs.popleft()
             if job.deadline <= now:
                 self.forget(job)
             count = min(room, job.remaining)
             if count:
                 batch.append(Slice(job, job.taken, job.taken + count))
                 job.taken += count
-                self.rows -= count
+                self._count(job, -count)
                 room -= count
             if job.remaining:
-                self._jobs.append(job)
+                jobs.append(job) if self._is_bulk(job) else jobs.appendleft(job)
         return batch
 
 
@@ -130,11 +180,11 @@ class Batcher:
         self._maximum_queued_rows = maximum_queued_rows
         self._metrics = metrics
         self._clock = clock
-        # Insertion order is service order: a queue that was served moves to the end.
         self._queues: dict[LoadedGraph, RowQueue] = {}
+        self._turns: dict[LoadedGraph, RowQueue] = {}  # those with rows; who is served goes last
+        self._running_rows = 0
         self._jobs: set[Job] = set()
         self._batches: set[asyncio.Task[None]] = set()
-        self._seconds_per_row = 0.0
         self._closing = False
 
     async def run(self, graph: LoadedGraph, inputs: Arrays, deadline: float) -> Outputs:
@@ -148,8 +198,9 @@ class Batcher:
         self._check_room(rows, deadline)
         future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         job = Job(inputs, rows, deadline, future, self._clock())
-        queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
+        queue = self._queues.get(graph) or self._open(graph)
         queue.add(job)
+        self._turns.setdefault(graph, queue)
         self._jobs.add(job)
         future.add_done_callback(lambda _: self._leave(queue, job))
         self._dispatch()
@@ -158,6 +209,10 @@ class Batcher:
                 return await future
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the result was there") from None
+
+    def forget(self, graph: LoadedGraph) -> None:
+        """Drop what is known of a graph that no rows will come for any more."""
+        self._queues.pop(graph, None)
 
     def abort(self) -> None:
         """Fail whatever is waiting or running with ShuttingDown."""
@@ -179,22 +234,29 @@ class Batcher:
         """Raise QueueFull, DeadlineExceeded or ShuttingDown where `rows` would be refused now.
 
         Requests for more than one batch may fill three quarters of the queue: the rest is kept
-        for small ones, so that bulk work does not lock them out.
+        for small ones, so that bulk work does not lock them out. What would wait for longer than
+        its deadline allows is refused now, while the client can still ask elsewhere: it would take
+        the place of others and be dropped.
         """
         if self._closing:
             raise ShuttingDown("the server is shutting down; send the request to another replica")
         if deadline <= self._clock():
             raise DeadlineExceeded("the deadline had passed before there was anything to run")
-        queued = self._queued_rows()
+        queued, wait = self._queued_rows(), self._wait_seconds()
         bulk = rows > self._maximum_batch_rows
         bound = self._maximum_queued_rows * 3 // 4 if bulk else self._maximum_queued_rows
         # A request that is larger than the bound on its own runs when the queue is empty.
         if queued and queued + rows > bound:
-            wait = max(0.1, queued * self._seconds_per_row / self._workers)
-            raise QueueFull(
-                f"{queued} rows are queued and the limit is {bound}; try again in {wait:.1f} s",
-                retry_after_seconds=round(wait, 1),
-            )
+            raise _queue_full(f"{queued} rows are queued and the limit is {bound}", wait)
+        if self._clock() + wait > deadline:
+            reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
+            raise _queue_full(reason, wait)
+
+    def _open(self, graph: LoadedGraph) -> RowQueue:
+        """Make the queue of a graph, with its metrics at zero."""
+        for reason in get_args(Release):
+            self._metrics.batches.labels(graph.model, graph.name, reason)
+        return self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
 
     def _leave(self, queue: RowQueue, job: Job) -> None:
         """Forget a job that is answered, failed or cancelled."""
@@ -204,24 +266,31 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Hand batches to idle workers until there are none left of either."""
-        while self._idle and self._queues:
-            graph = next(iter(self._queues))
-            queue = self._queues.pop(graph)
-            batch = queue.take(self._idle, self._clock())
+        while self._idle and self._turns:
+            graph = next(iter(self._turns))
+            queue = self._turns.pop(graph)
+            room = share(queue.rows, self._running_rows, idle=self._idle, workers=self._workers)
+            batch = queue.take(room, self._clock())
             if queue.rows:
-                self._queues[graph] = queue
+                self._turns[graph] = queue
             if batch:
                 self._start(graph, batch, drained=not queue.rows)
         self._metrics.queued_rows.set(self._queued_rows())
 
     def _queued_rows(self) -> int:
-        return sum(queue.rows for queue in self._queues.values())
+        return sum(queue.rows for queue in self._turns.values())
+
+    def _wait_seconds(self) -> float:
+        """Return how long the rows that are queued keep all workers busy."""
+        queues = self._turns.values()
+        return sum(queue.rows * queue.seconds_per_row for queue in queues) / self._workers
 
     def _start(self, graph: LoadedGraph, batch: list[Slice], drained: bool) -> None:
-        self._idle -= 1
         rows = sum(part.stop - part.start for part in batch)
+        self._idle -= 1
+        self._running_rows += rows
         full = rows == self._maximum_batch_rows
-        reason = "full" if full else "drained" if drained else "shared"
+        reason: Release = "full" if full else "drained" if drained else "shared"
         self._metrics.batches.labels(graph.model, graph.name, reason).inc()
         self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
         task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows))
@@ -237,27 +306,49 @@ class Batcher:
             results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-            self._seconds_per_row += 0.2 * (seconds / rows - self._seconds_per_row)
+            if queue := self._queues.get(graph):  # none, where its last rows were given up
+                queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
             for part, result in zip(batch, results, strict=True):
                 deliver(part, result)
+        except Exception:  # there is no thread to be had, say: nobody may wait for it in vain
+            log.exception("a batch was lost")
+            for part in batch:
+                deliver(part, _failure())
         finally:
             # Whatever happened, the worker is free again: a worker lost is lost for good.
             self._idle += 1
+            self._running_rows -= rows
             self._dispatch()
 
 
 def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFailed]:
     """Run a batch and return one result for each slice.
 
-    When the run fails, every slice runs again alone, so that only the guilty fail.
+    When the run fails, every slice that somebody still waits for runs again alone, so that only
+    the guilty fail.
     """
     try:
         return _split(session.run(_join(batch)), batch)
-    except Exception:  # whatever a runtime raises must not end the worker
+    except BaseException:  # whatever a runtime raises, SystemExit too, must not end the worker
         if len(batch) > 1:
-            return [compute(session, [part])[0] for part in batch]
+            return [_compute_alone(session, part) for part in batch]
         log.exception("running a graph failed")
-        return [InferenceFailed("running the model failed; the server's log says why")]
+        return [_failure()]
+
+
+def _compute_alone(session: Session, part: Slice) -> Outputs | InferenceFailed:
+    if part.job.future.done():
+        return _failure()
+    return compute(session, [part])[0]
+
+
+def _queue_full(reason: str, wait: float) -> QueueFull:
+    wait = max(0.1, wait)
+    return QueueFull(f"{reason}; try again in {wait:.1f} s", retry_after_seconds=round(wait, 1))
+
+
+def _failure() -> InferenceFailed:
+    return InferenceFailed("running the model failed; the server's log says why")
 
 
 def deliver(part: Slice, result: Outputs | InferenceFailed) -> None:
@@ -268,16 +359,29 @@ def deliver(part: Slice, result: Outputs | InferenceFailed) -> None:
     if isinstance(result, InferenceFailed):
         job.future.set_exception(result)
         return
+    try:
+        _keep(part, result)
+    except (KeyError, ValueError):
+        log.exception("a graph's outputs are of other shapes from run to run")
+        job.future.set_exception(_failure())
+        return
+    if job.finished == job.rows:
+        job.future.set_result(job.outputs)
+
+
+def _keep(part: Slice, result: Outputs) -> None:
+    """Add a slice's rows to its job's; raises KeyError or ValueError where they do not fit."""
+    job = part.job
     job.finished += part.stop - part.start
     if part.stop - part.start == job.rows:
         job.outputs = result
-    else:
-        for name, rows in result.items():
-            if name not in job.outputs:
-                job.outputs[name] = np.empty((job.rows, *rows.shape[1:]), rows.dtype)
-            job.outputs[name][part.start : part.stop] = rows
-    if job.finished == job.rows:
-        job.future.set_result(job.outputs)
+        return
+    if not job.outputs:
+        job.outputs = {
+            name: np.empty((job.rows, *rows.shape[1:]), rows.dtype) for name, rows in result.items()
+        }
+    for name, kept in job.outputs.items():
+        kept[part.start : part.stop] = result[name]
 
 
 def _join(batch: list[Slice]) -> Arrays:

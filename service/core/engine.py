@@ -92,8 +92,11 @@ class Engine:
         self._administering: set[asyncio.Task[Any]] = set()
         self._administered = asyncio.Event()
         self._draining = asyncio.Event()
+        self.admitted = 0  # requests, since the start
+        self.answered = 0  # of those admitted, with a result or an error; of others the client left
         self._in_flight = 0
-        self._quiet = asyncio.Event()  # set whenever the last request in flight ends
+        self._feeds = 0
+        self._quiet = asyncio.Event()  # set whenever the last request in flight or feed ends
         metrics.requests_in_flight.set_function(lambda: self._in_flight)
 
     async def load_default_models(self) -> None:
@@ -176,7 +179,7 @@ class Engine:
     async def drain(self) -> None:
         """Stop being ready, refuse new requests, and finish those that were accepted."""
         self._draining.set()
-        if self._in_flight:
+        if self._in_flight or self._feeds:
             await self._quiet.wait()
         await self._batcher.close()
         await self._rows.close()
@@ -188,6 +191,17 @@ class Engine:
         self._rows.abort()
         self._quiet.set()  # a stream whose client does not read would keep `drain` for ever
 
+    @contextmanager
+    def feed(self) -> Iterator[None]:
+        """Keep `drain` waiting until this block ends: what it has read is to be answered."""
+        self._feeds += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._feeds -= 1
+            self._rest()
+
     async def run(
         self,
         operation: str,
@@ -195,11 +209,15 @@ class Engine:
         *,
         model: str | None = None,
         timeout_seconds: float | None = None,
+        accepted: bool = False,
     ) -> Answer:
         """Run an operation on a model, or on the first default model that offers it.
 
-        Raises a GenserveError; whatever it is, other requests are untouched by it.
+        What a feed has `accepted` is run while the engine drains, too. Raises a GenserveError;
+        whatever it is, other requests are untouched by it.
         """
+        if not accepted:
+            self._check_open(operation)
         with self._admitted(operation, model, timeout_seconds) as (found, deadline):
             async with aclosing(self._drive(found, operation, request, deadline)) as steps:
                 async for step in steps:
@@ -221,6 +239,7 @@ class Engine:
         `stream` says how it is shown. Models that paint no rows yield the answer alone. Closing the
         iterator frees the slots of its images before their next row. Raises a GenserveError.
         """
+        self._check_open(operation)
         counted = self._metrics.open_streams.track_inprogress()
         with counted, self._admitted(operation, model, timeout_seconds) as (found, deadline):
             reader = Reader(await self._load(found, deadline), stream)
@@ -236,6 +255,11 @@ class Engine:
                                 yield progress
         yield answer  # after the request is counted: whoever reads it slowly holds nothing up
 
+    def _check_open(self, operation: str) -> None:
+        if self._draining.is_set():
+            with self._metrics.counting_refusals(operation):
+                raise ShuttingDown("the server is shutting down; ask another replica")
+
     @contextmanager
     def _admitted(
         self, operation: str, model: str | None, timeout_seconds: float | None
@@ -245,8 +269,6 @@ class Engine:
         label, code = "", "INTERNAL"
         self._enter()
         try:
-            if self._draining.is_set():
-                raise ShuttingDown("the server is shutting down; ask another replica")
             found = self.models.find(model) if model else self._default_model(operation)
             label = found.name
             found.check_offers(operation)
@@ -262,18 +284,23 @@ class Engine:
             code = RequestCancelled.reason
             raise
         finally:
-            self._leave()
+            self._leave(answered=code != RequestCancelled.reason)
             self._metrics.requests.labels(label, operation, code).inc()
             seconds = time.monotonic() - started
             self._metrics.request_seconds.labels(label, operation).observe(seconds)
 
     def _enter(self) -> None:
+        self.admitted += 1
         self._in_flight += 1
         self._quiet.clear()
 
-    def _leave(self) -> None:
+    def _leave(self, answered: bool) -> None:
+        self.answered += answered
         self._in_flight -= 1
-        if not self._in_flight:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._in_flight and not self._feeds:
             self._quiet.set()
 
     async def _drive(

@@ -6,7 +6,8 @@ the lane.
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,8 @@ from service.core.batcher import LoadedGraph
 from service.core.manifest import Graph, Port
 
 Array = NDArray[Any]
+
+log = logging.getLogger(__name__)
 
 Departure = Literal["finished", "cancelled", "deadline", "failed"]
 """Why an image leaves its slot."""
@@ -105,6 +108,7 @@ class Lane:
         levels, likelihood = ports.output("levels"), ports.output("log_likelihood_map")
         assert levels and likelihood, "the manifest was checked for both"
         self._levels, self._log_probability = levels.name, likelihood.name
+        self._graph_ports = ports
         self._ports = ports.inputs
         self._caches = [port for port in ports.inputs if port.role == "cache"]
         self._pixels = [port for port in ports.inputs if port.role in _PIXELS]
@@ -122,18 +126,10 @@ class Lane:
         return left
 
     def park(self, job: PaintJob, images: int) -> None:
-        """Put aside the images of a job that have most rows to go; they can join again and go on.
-
-        All slots must be those of the last step: there is nothing to put aside of others.
-        """
+        """Put aside the images of a job that have most rows to go; they can join and go on."""
         ours = [slot for slot in self.slots if slot.job is job]
         parked = sorted(ours, key=lambda slot: (-slot.row, slot.image))[-images:]
-        for slot in parked:
-            index = self._laid_out.index(slot)
-            slot.caches = {
-                port.name: self._arrays[port.name].take(index, port.batch_axis)
-                for port in self._caches
-            }
+        self._give_caches(parked)
         job.parked += parked
         self._drop(parked)
 
@@ -147,22 +143,76 @@ class Lane:
         """Forget the arrays of images that have left."""
         self._laid_out, self._arrays = [], {}
 
+    def empty(self) -> int:
+        """Drop every slot, and return how many there were."""
+        count = len(self.slots)
+        self._drop(self.slots)
+        self.clear()
+        return count
+
+    def step_apart(self) -> tuple[list[PaintedRows], list[PaintJob]]:
+        """Paint one row of every slot, each job's alone; return them, and the jobs that fail.
+
+        For when a step of all has failed: a lone job is the one to blame. What nobody waits for is
+        not painted. The slots stay, those of failing jobs too.
+        """
+        jobs = list({slot.job: None for slot in self.slots if not slot.job.ended})
+        if len(jobs) == 1:
+            log.exception("painting a row failed")
+            return [], jobs
+        self._give_caches(self.slots)
+        self.clear()
+        painted, failing = [], []
+        for job in jobs:
+            alone = Lane(self.graph, self._graph_ports)
+            alone.slots = [slot for slot in self.slots if slot.job is job]
+            try:
+                painted.append(alone.step())
+            except BaseException:  # whatever a runtime raises
+                log.exception("painting a row failed")
+                failing.append(job)
+            else:
+                alone._give_caches(alone.slots)
+        return painted, failing
+
     def step(self) -> PaintedRows:
         """Paint one row of every slot, on a worker's thread. The slots must not change meanwhile.
 
-        The caller needs no lock: nobody else reads or writes the arrays.
+        The caller needs no lock: nobody else reads or writes the arrays. Where it raises, whatever
+        the reason, every image is still at its row.
         """
         self._lay_out()
         slots, rows = self._laid_out, [slot.row for slot in self._laid_out]
         outputs = self.graph.session.run(self._inputs(rows))
-        for slot in slots:
-            slot.row += 1
-        for port in self._caches:
-            self._arrays[port.name] = outputs[f"next_{port.name}"]
+        self._check_shapes(outputs)
         # Copies: the event loop reads them while the lane may write into the outputs it keeps.
         levels = outputs[self._levels].T.astype(np.uint8, order="C") * self._level_steps
         log_probability = outputs[self._log_probability].T.copy()
+        for port in self._caches:
+            self._arrays[port.name] = outputs[f"next_{port.name}"]
+        for slot in slots:
+            slot.row += 1
         return PaintedRows(slots, rows, levels, log_probability)
+
+    def _check_shapes(self, outputs: Mapping[str, Array]) -> None:
+        """Raise ValueError where a step has not answered for every image."""
+        row = self._laid_out[0].job.levels.shape[2], len(self._laid_out)
+        shapes = dict.fromkeys((self._levels, self._log_probability), row)
+        for port in self._caches:
+            shapes[f"next_{port.name}"] = self._arrays[port.name].shape
+        for name, shape in shapes.items():
+            if outputs[name].shape != shape:
+                raise ValueError(f"output {name} has shape {outputs[name].shape}, not {shape}")
+
+    def _give_caches(self, slots: list[Slot]) -> None:
+        """Let images take their caches along; those not laid out have what they brought."""
+        for slot in slots:
+            if slot in self._laid_out:
+                index = self._laid_out.index(slot)
+                slot.caches = {
+                    port.name: self._arrays[port.name].take(index, port.batch_axis)
+                    for port in self._caches
+                }
 
     def _drop(self, slots: list[Slot]) -> None:
         self.slots = [slot for slot in self.slots if slot not in slots]
@@ -182,8 +232,8 @@ class Lane:
         filled = dict(zip(left, newcomers, strict=False))
         added = newcomers[len(filled) :]
         kept = [index for index in range(len(self._laid_out)) if index not in left[len(filled) :]]
-        for port in self._ports:
-            self._change(port, filled, kept, added)
+        # All or nothing: what an image brings along may not fit.
+        self._arrays = {port.name: self._changed(port, filled, kept, added) for port in self._ports}
         places = [filled.get(index, slot) for index, slot in enumerate(self._laid_out)]
         self._laid_out = self.slots = [*(places[index] for index in kept), *added]
         for slot in self._laid_out:
@@ -192,10 +242,13 @@ class Lane:
             [[slot.job.canvas.level_step] for slot in self._laid_out], np.uint8
         )
 
-    def _change(
+    def _changed(
         self, port: Port, filled: dict[int, Slot], kept: list[int], added: list[Slot]
-    ) -> None:
-        """Write newcomers over places in a port's array, then keep some places and add others."""
+    ) -> Array:
+        """Write newcomers over places in a port's array, then keep some places and add others.
+
+        What is written over is of images that have left.
+        """
         axis = 0 if port.role in _PIXELS else port.batch_axis
         arrays = []
         if self._laid_out:
@@ -206,7 +259,7 @@ class Lane:
         if added:
             joining = np.stack([_brought(slot, port) for slot in added], axis)
             arrays.append(joining.astype(port.dtype))
-        self._arrays[port.name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
 
     def _inputs(self, rows: list[int]) -> dict[str, Array]:
         inputs = dict(self._arrays)

@@ -142,19 +142,19 @@ class Models:
         metrics: Metrics,
         *,
         pinned: Collection[str] = (),
-        free: Callable[[LoadedGraph], None] | None = None,
+        forget: Callable[[LoadedGraph], None] | None = None,
     ) -> None:
         """Read what is there; nothing is loaded yet.
 
         A model that `pinned` names, by `name` or `name@version`, stays when its folder goes, and a
-        version when a newer one takes over. `free` is told of each graph that nothing uses any
-        more.
+        version when a newer one takes over. `forget` is told of each graph that nothing uses
+        any more.
         """
         self._repository = repository
         self._open_session = open_session
         self._metrics = metrics
         self._pinned = pinned
-        self._free = free
+        self._forget = forget
         self._changing = asyncio.Lock()  # held while the table may change
         self._coming: list[Model] = []  # being verified, to take a place in the table
         self._leaving: set[asyncio.Task[None]] = set()
@@ -239,7 +239,9 @@ class Models:
         return [change for change in changes if change is not None]
 
     def _scan(self) -> list[Model]:
-        found = [_read(path.parent) for path in self._repository.glob(f"*/*/{MANIFEST_FILE}")]
+        # A hidden folder is a copy under way, which will be moved to its name.
+        folders = self._repository.glob(f"[!.]*/[!.]*/{MANIFEST_FILE}")
+        found = [_read(path.parent) for path in folders]
         return sorted(found, key=lambda model: model.order)
 
     def _matching(self, name: str, models: Sequence[Model]) -> list[Model]:
@@ -356,8 +358,8 @@ class Models:
         if not model.graphs:
             return  # it was never loaded
         for graph in model.graphs.values():
-            if self._free is not None:
-                self._free(graph)
+            if self._forget is not None:
+                self._forget(graph)
         model.graphs.clear()
         log.info("model freed", extra={"model": str(model)})
 

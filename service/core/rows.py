@@ -114,7 +114,7 @@ class RowScheduler:
         self._waiting: dict[LoadedGraph, dict[PaintJob, None]] = {}
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
         self._leaving: set[LoadedGraph] = set()  # to be forgotten when their lanes stand still
-        self._jobs: set[PaintJob] = set()
+        self._jobs: dict[PaintJob, LoadedGraph] = {}
         self._next_deadline = math.inf  # none of the jobs has an earlier one
         self._ready: deque[Lane] = deque()  # lanes that run, and wait for a worker's next row
         self._idle_workers = workers
@@ -131,7 +131,7 @@ class RowScheduler:
             job = PaintJob(canvas, deadline, future, self._clock())
             if graph not in self._lanes:
                 self._open(graph, ports)
-            self._jobs.add(job)
+            self._jobs[job] = graph
             self._next_deadline = min(self._next_deadline, deadline)
             self._waiting[graph][job] = None
             self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
@@ -208,7 +208,7 @@ class RowScheduler:
         if not job.future.cancelled():
             job.future.exception()  # looked at: asyncio would log it where everybody has left
         with self._lock:
-            self._jobs.discard(job)
+            self._jobs.pop(job, None)
             self._waiting[graph].pop(job, None)
             slotless = len(job.canvas) - job.joined + len(job.parked)
             reasons = [departure(slot, self._clock()) for slot in job.parked]
@@ -251,7 +251,11 @@ class RowScheduler:
         """Paint rows of lanes that are ready, in turns, until there is none; a worker's life."""
         lane = self._next_lane()
         while lane is not None:
-            self._paint_row(lane)
+            try:
+                self._paint_row(lane)
+            except Exception:
+                with self._lock:
+                    self._give_up(lane)
             lane = self._next_lane(lane)
 
     def _next_lane(self, painted: Lane | None = None) -> Lane | None:
@@ -271,6 +275,21 @@ class RowScheduler:
 
     def _turn_over(self, graph: LoadedGraph, lane: Lane) -> bool:
         """Between two rows: let images leave and join; return whether any are there."""
+        try:
+            self._move(graph, lane)
+        except Exception:
+            self._give_up(lane)
+        return bool(lane.slots)
+
+    def _give_up(self, lane: Lane) -> None:
+        """After a mistake of ours: keep the worker, and leave nobody of the graph waiting."""
+        log.exception("a lane was lost")
+        for job, graph in self._jobs.items():
+            if graph is lane.graph:
+                self._fail(job, _failure())
+        self._count_departures(lane.graph, ["failed"] * lane.empty())
+
+    def _move(self, graph: LoadedGraph, lane: Lane) -> None:
         now = self._clock()
         self._expire(now)
         self._count_departures(graph, lane.leave(now))
@@ -279,7 +298,6 @@ class RowScheduler:
             slots = self._joining(graph, lane)
             self._count_joining(graph, slots)
             lane.join(slots)
-        return bool(lane.slots)
 
     def _expire(self, now: float) -> None:
         """Fail jobs whose deadline has passed, also where nobody waits for them just now."""
@@ -365,23 +383,20 @@ class RowScheduler:
         return max(0, share - len(lane.slots))
 
     def _paint_row(self, lane: Lane) -> None:
-        started = self._clock()
+        """Paint a row; where the model fails, of each job alone, so that only the guilty fail."""
+        started, failing = self._clock(), list[PaintJob]()
         try:
-            painted = lane.step()
-        except Exception:  # whatever a runtime raises must not end the worker
-            log.exception("painting a row failed")
-            self._fail_all(lane)
-            return
+            painted = [lane.step()]
+        except BaseException:  # whatever a runtime raises, SystemExit too, must not end the worker
+            painted, failing = lane.step_apart()
         seconds = self._clock() - started
-        loop = painted.slots[0].job.future.get_loop()
-        loop.call_soon_threadsafe(self._keep_rows, lane.graph, painted, seconds)
-
-    def _fail_all(self, lane: Lane) -> None:
         with self._lock:
-            for slot in lane.slots:
-                error = InferenceFailed("running the model failed; the server's log says why")
-                self._fail(slot.job, error)
-        lane.clear()  # whatever is left of its arrays
+            for job in failing:
+                self._fail(job, _failure())
+        for rows in painted:
+            loop = rows.slots[0].job.future.get_loop()
+            share = seconds / len(painted)
+            loop.call_soon_threadsafe(self._keep_rows, lane.graph, rows, share)
 
     def _keep_rows(self, graph: LoadedGraph, painted: PaintedRows, seconds: float) -> None:
         """Take what a step painted, on the event loop."""
@@ -422,6 +437,10 @@ class RowScheduler:
 
 def _deadline_exceeded() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed before the last row was painted")
+
+
+def _failure() -> InferenceFailed:
+    return InferenceFailed("running the model failed; the server's log says why")
 
 
 def _answer(job: PaintJob, error: Exception) -> None:

@@ -1,9 +1,8 @@
 """The gRPC server: the generation service, health, reflection, and what is around every call."""
 
+import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -15,21 +14,28 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.admission import Admission
 from service.core.engine import Engine
-from service.errors import GenserveError, MalformedRequest
+from service.errors import (
+    DeadlineExceeded,
+    GenserveError,
+    MalformedRequest,
+    RequestCancelled,
+)
+from service.keys import Keys
 from service.metrics import Metrics
+from service.rpc.guard import Guard
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+from service.rpc.request_id import REQUEST_ID, request_id_of
 from service.rpc.servicer import GenerationServicer
+from service.rpc.standard import Health, reading_bytes
 from service.rpc.status import internal_status, to_status
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
-REQUEST_ID = "x-request-id"
 
 access = logging.getLogger("genserve.access")
 log = logging.getLogger(__name__)
-
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Rpc:
     """A gRPC server without a port yet, and what it tells those who ask for its health."""
 
     server: grpc.aio.Server
-    health: health.aio.HealthServicer
+    health: Health
 
     async def start(self) -> None:
         """Start on the ports that were added; not serving, for health checks, until told to be."""
@@ -48,26 +54,41 @@ class Rpc:
         """Answer health checks of the server and of the generation service with this."""
         status = health_pb2.HealthCheckResponse
         for service in ("", SERVICE):
-            await self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
+            self.health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def create_server(engine: Engine, *, metrics: Metrics, maximum_message_bytes: int) -> Rpc:
+def create_server(
+    engine: Engine,
+    *,
+    metrics: Metrics,
+    maximum_message_bytes: int,
+    maximum_connections: int = 1024,
+    admission: Admission | None = None,
+    keys: Keys | None = None,
+) -> Rpc:
     """Build the server; it has no port and is not started yet.
 
-    A request message of more than `maximum_message_bytes`, as sent or decompressed, is refused by
-    gRPC itself with RESOURCE_EXHAUSTED. Answers are not limited.
+    A request message of more than `maximum_message_bytes` is refused by gRPC itself with
+    RESOURCE_EXHAUSTED, and a compressed one with UNIMPLEMENTED. Answers are not limited, but a
+    stream ends where one of its messages is not read within the engine's default timeout. Where
+    `keys` are given, calls need one.
     """
+    admission = admission or Admission()
+    calls = _Calls(metrics, engine.default_timeout_seconds)
     server = grpc.aio.server(
-        interceptors=[_Calls(metrics)],
+        interceptors=[Guard(metrics=metrics, admission=admission, keys=keys), calls],
         options=[
             ("grpc.max_receive_message_length", maximum_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared silently
+            ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+            ("grpc.max_concurrent_streams", admission.maximum_requests),
+            ("grpc.max_allowed_incoming_connections", maximum_connections),
         ],
     )
     servicer = GenerationServicer(engine, metrics)
     add_GenerationServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
-    checks = health.aio.HealthServicer()
+    checks = Health(engine.until_draining)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection(
         (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server
@@ -78,8 +99,9 @@ def create_server(engine: Engine, *, metrics: Metrics, maximum_message_bytes: in
 class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Around every call of the service: its id, its errors as statuses, and a line in the log."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, write_seconds: float) -> None:
         self._metrics = metrics
+        self._write_seconds = write_seconds
 
     async def intercept_service(
         self,
@@ -89,17 +111,21 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         """Replace a method's handler by one that reads the bytes itself."""
         handler = await continuation(handler_call_details)
         service, _, method = handler_call_details.method.removeprefix("/").partition("/")
-        if handler is None or service != SERVICE:
-            return handler
+        if handler is None:
+            return None
+        if service != SERVICE:
+            return reading_bytes(handler)
         # gRPC would answer bytes that are no message with UNKNOWN, and log them as an error.
         serializer = handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                partial(_converse, method, handler), response_serializer=serializer
+                partial(_converse, self._write_seconds, method, handler),
+                response_serializer=serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                partial(_stream, self._metrics, method, handler), response_serializer=serializer
+                partial(_stream, self._metrics, self._write_seconds, method, handler),
+                response_serializer=serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             partial(_answer, self._metrics, method, handler), response_serializer=serializer
@@ -124,6 +150,7 @@ async def _answer(
 
 async def _stream(
     metrics: Metrics,
+    write_seconds: float,
     method: str,
     handler: grpc.RpcMethodHandler,
     content: bytes,
@@ -133,10 +160,11 @@ async def _stream(
     async with _enveloped(method, context) as request_id:
         with metrics.counting_refusals(method.lower()):
             request = _parse(handler, content)
-        await _write_all(handler.unary_stream(request, context), request_id, context)
+        await _write_all(handler.unary_stream(request, context), request_id, context, write_seconds)
 
 
 async def _converse(
+    write_seconds: float,
     method: str,
     handler: grpc.RpcMethodHandler,
     contents: AsyncIterator[bytes],
@@ -153,24 +181,40 @@ async def _converse(
             yield message
 
     async with _enveloped(method, context) as request_id:
-        await _write_all(handler.stream_stream(messages(), context), request_id, context)
+        await _write_all(
+            handler.stream_stream(messages(), context), request_id, context, write_seconds
+        )
 
 
 async def _write_all(
-    messages: AsyncGenerator[Any, None], request_id: str, context: grpc.aio.ServicerContext
+    messages: AsyncGenerator[Any, None],
+    request_id: str,
+    context: grpc.aio.ServicerContext,
+    write_seconds: float,
 ) -> None:
-    """Write messages; the next one is asked for once the last one is on its way."""
+    """Write messages; the next one is asked for once the last one is on its way.
+
+    Raises DeadlineExceeded where the client takes none for so long, RequestCancelled where it left.
+    """
     async with aclosing(messages):  # so that the work ends at once where the client leaves
         async for message in messages:
             if message.HasField("result"):
                 message.result.request_id = request_id
-            await context.write(message)
+            try:
+                async with asyncio.timeout(write_seconds):
+                    await context.write(message)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"the client read nothing for {write_seconds:g} s; read faster, or ask for less"
+                ) from None
+            except grpc.aio.InternalError:  # the connection is gone, which no cancel has told yet
+                raise RequestCancelled("the client left before the result was there") from None
 
 
 @asynccontextmanager
 async def _enveloped(method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[str]:
     """End a call with a status, whatever happens, and write its line in the log."""
-    started, request_id = time.monotonic(), _request_id(context)
+    started, request_id = time.monotonic(), request_id_of(context)
     status = grpc.StatusCode.CANCELLED  # stays where the client leaves
     await context.send_initial_metadata(((REQUEST_ID, request_id),))
     try:
@@ -206,12 +250,3 @@ def _parse(handler: grpc.RpcMethodHandler, content: bytes) -> Message:
         raise MalformedRequest(
             "the bytes are no message of this method; use stubs of genserve.v1"
         ) from None
-
-
-def _request_id(context: grpc.aio.ServicerContext) -> str:
-    """Return the client's id where it is sane, or a new one."""
-    metadata: Any = context.invocation_metadata() or ()
-    for key, value in metadata:
-        if key == REQUEST_ID and _SANE_ID.fullmatch(value):
-            return str(value)
-    return uuid.uuid4().hex

@@ -31,7 +31,9 @@ Context: TypeAlias = grpc.aio.ServicerContext
 Streaming: TypeAlias = pb.StreamSampleRequest | pb.StreamCompleteRequest
 Step = TypeVar("Step", pb.StreamSampleResponse, pb.StreamCompleteResponse)
 
-_MAXIMUM_UNANSWERED = 32  # messages of a feed that are read and not yet answered
+MAXIMUM_UNANSWERED = 32
+"""Messages of a feed that are read and not yet answered."""
+
 _LARGE_BYTES = 128 * 1024  # converting more than this takes milliseconds
 _LARGE_VALUES = 50_000  # writing more than this takes milliseconds
 
@@ -105,11 +107,11 @@ class GenerationServicer(GenerationServiceServicer):
         context: Context,
     ) -> AsyncGenerator[pb.StreamLikelihoodResponse, None]:
         """Score a feed; bytes that were no message come as the error to answer them with."""
-        with self._metrics.open_streams.track_inprogress():
+        with self._metrics.open_streams.track_inprogress(), self._engine.feed():
             answers = answer_in_order(
                 messages,
                 partial(self._score, context),
-                at_once=_MAXIMUM_UNANSWERED,
+                at_once=MAXIMUM_UNANSWERED,
                 stopping=self._engine.until_draining,
             )
             async with aclosing(answers):
@@ -124,7 +126,10 @@ class GenerationServicer(GenerationServiceServicer):
             if isinstance(message, MalformedRequest):
                 with self._metrics.counting_refusals("likelihood"):
                     raise message
-            result = await self.Likelihood(message.request, context)
+            asked = await self._asked("likelihood", message.request, context, reading.likelihood)
+            # Read before the engine drained, if it does: so it is answered.
+            answer = await self._engine.run("likelihood", **asked, accepted=True)
+            result = await _scored(answer, message.request)
         except GenserveError as error:
             return pb.StreamLikelihoodResponse(error=to_entry(error))
         return pb.StreamLikelihoodResponse(result=result)

@@ -34,6 +34,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.ConditionNotOffered: StatusCode.INVALID_ARGUMENT,
     errors.InvalidResumeToken: StatusCode.INVALID_ARGUMENT,
     errors.ResumeMismatch: StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: StatusCode.UNAUTHENTICATED,
     errors.ModelNotFound: StatusCode.NOT_FOUND,
     # Not UNIMPLEMENTED: the server has the method, and another model offers it.
     errors.OperationNotOffered: StatusCode.FAILED_PRECONDITION,
@@ -43,6 +44,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.AdministrationOff: StatusCode.PERMISSION_DENIED,
     errors.ArtifactRefused: StatusCode.FAILED_PRECONDITION,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyRequests: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.RequestCancelled: StatusCode.CANCELLED,
     errors.ShuttingDown: StatusCode.UNAVAILABLE,

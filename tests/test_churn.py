@@ -15,16 +15,19 @@ from service.core.manifest import read_manifest
 from service.keys import create_key
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+from tests.fakes import SIDE
 from tests.live import LiveServer
 from tests.repository import add_slow_version, add_version, flip_a_byte
 
 GAN = "toy-gan"
 RASTER = "toy-raster"
+VAE = "toy-vae"
 KEY, LINE = create_key("churn")
 METADATA = (("authorization", f"Bearer {KEY}"),)
 
 KINDS = ("good", "corrupted", "slow", "missing", "back", "good", "again")
 SLOTS = 16
+IMAGES = [[[[0]] * SIDE] * SIDE] * 2
 SLOW_ROWS = 200_000  # of test vectors
 
 Answered = tuple[str, str]  # the model `name@version`, and the digest of its artifact
@@ -76,6 +79,13 @@ class Asker:
 
     async def rest_sample(self) -> Answered:
         answer = await self._rest.post("/sample", json={"model": GAN, "count": 2})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["model"], answer.json()["artifact_digest"]
+
+    async def rest_reconstruct(self) -> Answered:
+        """Two runs, one after the other: both must be of the same version."""
+        body = {"model": VAE, "images": IMAGES}
+        answer = await self._rest.post("/reconstruct", json=body)
         assert answer.status_code == 200, answer.text
         return answer.json()["model"], answer.json()["artifact_digest"]
 
@@ -158,14 +168,16 @@ def write(folder: Path, version: str, kind: str) -> None:
 async def churn(
     asker: Asker, administrator: Administrator, meant: dict[str, Meant], reloads: int
 ) -> None:
-    """Reload so many times while four clients ask without a pause."""
-    done, gan = asyncio.Event(), meant[GAN]
+    """Reload so many times while seven clients ask without a pause."""
+    done = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        for ask in (asker.rest_sample, asker.rest_sample, asker.grpc_sample):
-            group.create_task(asker.ask_until(done, ask, gan))
+        group.create_task(asker.ask_until(done, asker.rest_sample, meant[GAN]))
+        group.create_task(asker.ask_until(done, asker.grpc_sample, meant[GAN]))
         group.create_task(asker.ask_until(done, asker.grpc_stream, meant[RASTER]))
+        for _ in range(4):
+            group.create_task(asker.ask_until(done, asker.rest_reconstruct, meant[VAE]))
         for number in range(reloads):
-            name = RASTER if number % 3 == 2 else GAN
+            name = (GAN, VAE, RASTER)[number % 3]
             kind = KINDS[number % len(KINDS)]
             await administrator.reload(meant[name], kind, load=number % 2 == 0)
         done.set()
@@ -177,11 +189,11 @@ async def test_no_request_fails_or_gets_another_version_than_its_name_means(
 ) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")
     (tmp_path / "keys").write_text(LINE)
-    settings = {"default_models": f"{GAN},{RASTER}", "api_key_hashes": str(tmp_path / "keys")}
+    settings = {"default_models": f"{GAN},{RASTER},{VAE}", "api_key_hashes": str(tmp_path / "keys")}
     settings |= {"workers": "2", "row_slots": str(SLOTS)}
     with LiveServer(copy, **settings) as server:
         server.wait_until_ready()
-        meant = {name: Meant(copy / name) for name in (GAN, RASTER)}
+        meant = {name: Meant(copy / name) for name in (GAN, RASTER, VAE)}
         async with (
             httpx.AsyncClient(base_url=server.url, headers=dict(METADATA), timeout=60) as rest,
             grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,

@@ -9,22 +9,24 @@ from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 
 from service.core.engine import Answer, Engine
 from service.core.models import Change
-from service.core.requests import SampleRequest
+from service.core.requests import ReconstructRequest, SampleRequest
 from service.errors import ArtifactRefused, ModelNotFound, ModelUnloaded
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.server import build_engine
 from service.settings import Settings
-from tests.fakes import GatedSession
+from tests.fakes import SIDE, GatedSession
 from tests.repository import add_version, flip_a_byte, rewrite_manifest
 
 GAN = "toy-gan"
 RASTER = "toy-raster"
+VAE = "toy-vae"
 
 
 @pytest.fixture
@@ -56,9 +58,9 @@ async def sample(engine: Engine, model: str = GAN) -> Answer:
     return await engine.run("sample", SampleRequest(seed=1), model=model)
 
 
-def hold(engine: Engine, graph: str = "decode") -> GatedSession:
+def hold(engine: Engine, model: str = GAN, graph: str = "decode") -> GatedSession:
     """Put a gate before a graph of the version that serves."""
-    graphs = engine.models.find(GAN).graphs
+    graphs = engine.models.find(model).graphs
     gated = GatedSession(graphs[graph].session)
     graphs[graph] = replace(graphs[graph], session=gated)
     return gated
@@ -83,6 +85,21 @@ async def test_a_new_version_takes_over_and_what_is_in_flight_ends_on_the_old(
     assert states(engine) == {"toy-gan@1": "available", "toy-gan@2": "ready"}
     assert (await sample(engine, "toy-gan@1")).model == "toy-gan@1", "it loads again when asked for"
     assert await engine.rescan() == []
+
+
+async def test_the_second_run_of_a_request_is_on_the_version_of_the_first(
+    engine: Engine, settings: Settings
+) -> None:
+    await sample(engine, VAE)
+    held = hold(engine, VAE, "encode")
+    images = ReconstructRequest(images=np.zeros((2, SIDE, SIDE, 1), np.uint8))
+    begun = asyncio.create_task(engine.run("reconstruct", images, model=VAE))
+    await asyncio.to_thread(held.started.wait)
+    add_version(settings.model_repository / VAE, "2")
+    await engine.rescan()
+    await asyncio.sleep(0.05)  # for whatever would be freed too early
+    held.gate.set()
+    assert (await begun).model == "toy-vae@1"
 
 
 async def test_what_was_superseded_is_freed_with_its_last_request(

@@ -7,7 +7,8 @@ GenserveError
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
     InvalidResumeToken, ResumeMismatch
   Unauthenticated
-  ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable
+  ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable, ModelUnloaded
+  AdministrationOff, ArtifactRefused
   QueueFull, TooManyRequests, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
 StartupError
   ArtifactError
@@ -144,6 +145,24 @@ class ModelUnavailable(GenserveError):
     """The model's artifact was refused, so it can't serve."""
 
     reason = "MODEL_UNAVAILABLE"
+
+
+class ModelUnloaded(GenserveError):
+    """The model was unloaded, and serves again when it is loaded."""
+
+    reason = "MODEL_UNLOADED"
+
+
+class AdministrationOff(GenserveError):
+    """Models can't be loaded or unloaded by requests to this server."""
+
+    reason = "ADMINISTRATION_OFF"
+
+
+class ArtifactRefused(GenserveError):
+    """What is to be loaded is not sound; what served before serves on."""
+
+    reason = "ARTIFACT_REFUSED"
 
 
 class QueueFull(GenserveError):

@@ -131,6 +131,12 @@ class Metrics:
             ["model", "version"],
         )
 
+        self.model_loads = counter(
+            "genserve_model_loads",
+            "Times that a model was verified: ready, or refused.",
+            ["model", "outcome"],
+        )
+
         for metric in vars(self).values():
             # The lookup that prometheus_client makes each time costs more than what it finds.
             if isinstance(metric, Counter | Gauge | Histogram):

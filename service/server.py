@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from service.admission import Admission
 from service.api.app import create_app
 from service.api.connections import bounded_protocol
-from service.core.batcher import Batcher
+from service.core.batcher import Batcher, LoadedGraph
 from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
@@ -50,25 +50,36 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
             f"the model repository '{settings.model_repository}' is not a folder; "
             "set GENSERVE_MODEL_REPOSITORY"
         )
+    batcher = Batcher(
+        workers=settings.workers,
+        maximum_batch_rows=settings.maximum_batch_rows,
+        maximum_queued_rows=settings.maximum_queued_rows,
+        metrics=metrics,
+    )
+    rows = RowScheduler(
+        workers=settings.workers,
+        slots=settings.row_slots,
+        bulk_limit=max(1, settings.row_slots * 3 // 4),
+        maximum_waiting_images=settings.maximum_waiting_images,
+        metrics=metrics,
+    )
+
+    def forget(graph: LoadedGraph) -> None:
+        batcher.forget(graph)
+        rows.forget(graph)
+
     models = Models(
-        settings.model_repository, partial(OnnxSession, provider=settings.provider), metrics
+        settings.model_repository,
+        partial(OnnxSession, provider=settings.provider),
+        metrics,
+        pinned=settings.default_models,
+        forget=forget,
     )
     _check_default_models(settings, models)
     return Engine(
         models=models,
-        batcher=Batcher(
-            workers=settings.workers,
-            maximum_batch_rows=settings.maximum_batch_rows,
-            maximum_queued_rows=settings.maximum_queued_rows,
-            metrics=metrics,
-        ),
-        rows=RowScheduler(
-            workers=settings.workers,
-            slots=settings.row_slots,
-            bulk_limit=max(1, settings.row_slots * 3 // 4),
-            maximum_waiting_images=settings.maximum_waiting_images,
-            metrics=metrics,
-        ),
+        batcher=batcher,
+        rows=rows,
         metrics=metrics,
         limits=Limits(
             count=settings.maximum_count,
@@ -78,6 +89,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         default_models=settings.default_models,
         default_timeout_seconds=settings.default_timeout_ms / 1000,
         reproducible="bitwise" if settings.provider == "cpu" else "numeric",
+        administrable=settings.api_key_hashes is not None,
     )
 
 
@@ -135,11 +147,13 @@ async def serve(settings: Settings) -> None:
     http_port = listener.getsockname()[1]
     log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
     loading = asyncio.create_task(_load(engine, lambda: rpc))
+    rescanning = asyncio.create_task(_rescan(engine, settings.rescan_seconds))
     replacing = asyncio.create_task(replace_broken_rpc())
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
     loading.cancel()
+    rescanning.cancel()
     await rpc.set_serving(False)
     drained = asyncio.ensure_future(_drain(engine, rest, serving, rpc, settings.drain_seconds))
     hurried = asyncio.ensure_future(hurrying.wait())
@@ -213,8 +227,22 @@ def _check_default_models(settings: Settings, models: Models) -> None:
 
 async def _load(engine: Engine, rpc: Callable[[], Rpc]) -> None:
     await engine.load_default_models()
-    await rpc().set_serving(engine.ready)
-    log.info("ready" if engine.ready else "not ready", extra={"models": engine.readiness()})
+    ready = None
+    while True:
+        if ready is not engine.ready:
+            ready = engine.ready
+            await rpc().set_serving(ready)
+            log.info("ready" if ready else "not ready", extra={"models": engine.readiness()})
+        await engine.until_administered()
+
+
+async def _rescan(engine: Engine, seconds: float) -> None:
+    while seconds:
+        await asyncio.sleep(seconds)
+        try:
+            await engine.rescan()
+        except Exception:  # the next look may find the repository again
+            log.exception("rescanning failed")
 
 
 def _http_config(

@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     model_repository: Path = Field(
         Path("artifacts"), description="folder of artifacts, <name>/<version>/manifest.json"
     )
+    rescan_seconds: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="time between two looks for changes in the repository; 0 for none"
+    )
     default_models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("mnist-dcgan", "mnist-realnvp", "mnist-vae", "mnist-vae-2d", "mnist-pixelcnn"),
         description="models loaded at the start, comma-separated; the first that offers an "

@@ -1,6 +1,5 @@
 """Artifacts prove themselves, or they do not serve; the others do not notice."""
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.manifest import artifact_digest, read_manifest
-from service.core.models import load_artifact
+from service.core.artifact import load_artifact
+from service.core.manifest import read_manifest
 from service.core.requests import SampleRequest
 from service.errors import ArtifactError, ModelUnavailable, StartupError
 from service.metrics import Metrics
 from service.runtime.onnx_session import OnnxSession
 from service.server import build_engine
 from service.settings import Settings
+from tests.repository import flip_a_byte, rewrite_manifest
 
 open_session = partial(OnnxSession, provider="cpu")
 
@@ -40,21 +40,6 @@ FIGURE = {
 def copy(repository: Path, tmp_path: Path) -> Path:
     """A copy of the repository that a test may spoil."""
     return shutil.copytree(repository, tmp_path / "repository")
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def rewrite_manifest(folder: Path, **changes: object) -> None:
-    """Change a manifest and give it the digest of what it now says, where there can be one."""
-    path = folder / "manifest.json"
-    content = {**json.loads(path.read_text()), **changes}
-    with contextlib.suppress(ValueError):  # NaN has no digest
-        content["artifact_digest"] = artifact_digest(content)
-    path.write_text(json.dumps(content))
 
 
 def test_a_sound_artifact_loads(repository: Path) -> None:

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from pydantic import BaseModel
 
 from service.api import answers, fields, problems, schemas
-from service.core import requests
+from service.core import models, requests
 from service.images import levels_to_png
 from service.rpc import status
 from service.rpc.pb import generation_service_pb2 as pb
@@ -25,6 +25,7 @@ from tests.test_streams import events_of
 SAME_MEANING = {
     (400, "INVALID_ARGUMENT"),
     (401, "UNAUTHENTICATED"),
+    (403, "PERMISSION_DENIED"),
     (404, "NOT_FOUND"),
     (406, "INVALID_ARGUMENT"),
     (413, "RESOURCE_EXHAUSTED"),
@@ -61,6 +62,8 @@ CHOICES = {
     pb.GenerationPart: requests.GenerationPart,
     pb.LikelihoodPart: requests.LikelihoodPart,
     pb.Estimator: requests.Estimator,
+    pb.ModelState: models.State,
+    pb.ModelChangeKind: models.ChangeKind,
     pb.EncodingPart: fields.EncodePart,
     pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
 }

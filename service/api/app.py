@@ -18,7 +18,14 @@ from service.admission import Admission
 from service.api import formats, openapi
 from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
 from service.api.bodies import JSON, BodyLimits, read_body
-from service.api.catalogue import ModelList, describe_manifest, list_models
+from service.api.catalogue import (
+    ChangeList,
+    ModelList,
+    describe_manifest,
+    list_changes,
+    list_models,
+    list_versions,
+)
 from service.api.connection import while_connected
 from service.api.envelope import Envelope
 from service.api.guard import Guard, describe_keys
@@ -242,6 +249,32 @@ def _models(engine: Engine) -> APIRouter:
     )
     async def model(name: str) -> dict[str, Any]:
         return describe_manifest(engine.models.find(name))
+
+    @router.post(
+        "/models/rescan",
+        summary="Take over what is new or changed in the repository, and drop what is gone.",
+        responses=openapi.PROBLEMS,
+    )
+    async def rescan() -> ChangeList:
+        return list_changes(await engine.rescan_models())
+
+    @router.post(
+        "/models/{name}/load",
+        summary="Load a model anew, `name@version` or the newest version of `name`; where it is "
+        "refused, what served before serves on.",
+        responses=openapi.PROBLEMS,
+    )
+    async def load(name: str) -> dict[str, Any]:
+        return describe_manifest(await engine.load_model(name))
+
+    @router.post(
+        "/models/{name}/unload",
+        summary="Refuse new requests to a model, `name@version` or all versions of `name`, wait "
+        "for those in flight, and free it.",
+        responses=openapi.PROBLEMS,
+    )
+    async def unload(name: str) -> ModelList:
+        return list_versions(await engine.unload_model(name), engine)
 
     return router
 

@@ -1,12 +1,13 @@
 """The models as REST lists them."""
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from service.core.calibration import Calibration
 from service.core.engine import Engine
-from service.core.models import Model, State
+from service.core.models import Change, ChangeKind, Model, State
 
 
 class ListedModel(BaseModel):
@@ -17,7 +18,10 @@ class ListedModel(BaseModel):
     family: str | None = Field(description="null where the manifest can't be read")
     operations: list[str]
     state: State = Field(description="a model that is available loads on first use")
-    reason: str | None = Field(description="why it is refused, or null")
+    reason: str | None = Field(
+        description="why it is refused; of one that serves, why what its folder holds now is; else "
+        "null"
+    )
     default_for: list[str] = Field(description="operations that it runs where none is named")
 
 
@@ -27,15 +31,43 @@ class ModelList(BaseModel):
     models: list[ListedModel]
 
 
+class ListedChange(BaseModel):
+    """What a rescan did about one version."""
+
+    model: str = Field(description="`name@version`")
+    kind: ChangeKind = Field(
+        description="loaded: verified, and serves. found: loads on first use. refused: what served "
+        "before serves on. removed: its folder is gone, and so is it. kept: its folder is gone, "
+        "and nothing else could answer to its name."
+    )
+    reason: str | None = Field(description="why it is refused or kept, or null")
+
+
+class ChangeList(BaseModel):
+    """What the repository held that the server did not know of."""
+
+    changes: list[ListedChange]
+
+
 def list_models(engine: Engine) -> ModelList:
     """Return every model with its state."""
-    return ModelList(models=[_listed(model, engine) for model in engine.models.all()])
+    return list_versions(engine.models.all(), engine)
+
+
+def list_versions(models: list[Model], engine: Engine) -> ModelList:
+    """Return some models with their states."""
+    return ModelList(models=[_listed(model, engine) for model in models])
+
+
+def list_changes(changes: list[Change]) -> ChangeList:
+    """Return what a rescan did."""
+    return ChangeList(changes=[ListedChange(**asdict(change)) for change in changes])
 
 
 def describe_manifest(model: Model) -> dict[str, Any]:
     """Return the manifest as JSON, as far as it could be read, and the model's state.
 
-    Its calibrations are known once it is ready.
+    Its calibrations, and what holds of the version before it, are known once it is ready.
     """
     manifest = model.manifest.model_dump(mode="json") if model.manifest else {}
     return {
@@ -48,6 +80,7 @@ def describe_manifest(model: Model) -> dict[str, Any]:
         "refused_calibrations": [
             {"file": file, "reason": reason} for file, reason in model.refused_calibrations.items()
         ],
+        "compatibility": asdict(model.compatibility) if model.compatibility else None,
     }
 
 

@@ -210,6 +210,10 @@ class Batcher:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the result was there") from None
 
+    def forget(self, graph: LoadedGraph) -> None:
+        """Drop what is known of a graph that no rows will come for any more."""
+        self._queues.pop(graph, None)
+
     def abort(self) -> None:
         """Fail whatever is waiting or running with ShuttingDown."""
         self._closing = True
@@ -302,8 +306,8 @@ class Batcher:
             results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-            queue = self._queues[graph]
-            queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
+            if queue := self._queues.get(graph):  # none, where its last rows were given up
+                queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
             for part, result in zip(batch, results, strict=True):
                 deliver(part, result)
         except Exception:  # there is no thread to be had, say: nobody may wait for it in vain

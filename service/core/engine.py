@@ -3,16 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar, TypeVarTuple
+from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
 from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
-from service.core.models import Model, Models
+from service.core.models import Change, Model, Models
 from service.core.operations import begin, work
 from service.core.painting import Paint
 from service.core.requests import (
@@ -28,6 +28,7 @@ from service.core.rows import RowScheduler
 from service.core.streaming import Progress, Reader
 from service.core.tensors import Tensor, read_inputs
 from service.errors import (
+    AdministrationOff,
     DeadlineExceeded,
     GenserveError,
     ModelUnavailable,
@@ -81,7 +82,9 @@ class Engine:
         default_models: Sequence[str],
         default_timeout_seconds: float,
         reproducible: Reproducible,
+        administrable: bool = False,
     ) -> None:
+        """Run on `models`; clients may load and unload them where it is `administrable`."""
         self.models = models
         self.limits = limits
         self._batcher = batcher
@@ -90,6 +93,9 @@ class Engine:
         self._default_models = list(default_models)
         self.default_timeout_seconds = default_timeout_seconds
         self._reproducible = reproducible
+        self._administrable = administrable
+        self._administering: set[asyncio.Task[Any]] = set()
+        self._administered = asyncio.Event()
         self._draining = asyncio.Event()
         self.admitted = 0  # requests, since the start
         self.answered = 0  # of those admitted, with a result or an error; of others the client left
@@ -112,9 +118,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether every default model has passed its test vectors and work is taken."""
+        """Whether every default model has passed its test vectors and work is taken.
+
+        One that was unloaded is missing by order, which is no reason to send all work elsewhere.
+        """
         return not self._draining.is_set() and all(
-            state == "ready" for state in self.readiness().values()
+            state in ("ready", "unloaded") for state in self.readiness().values()
         )
 
     def default_for(self, model: Model) -> list[str]:
@@ -125,6 +134,48 @@ class Engine:
                 if self._default_model(operation) is model:
                     operations.append(operation)
         return operations
+
+    async def load_model(self, name: str) -> Model:
+        """Load a model anew from the repository, as an administrator asks; see `Models.reload`."""
+        self._check_administrable()
+        return await self._administer(self.models.reload(name))
+
+    async def unload_model(self, name: str) -> list[Model]:
+        """Unload a model, as an administrator asks; see `Models.unload`."""
+        self._check_administrable()
+        return await self._administer(self.models.unload(name))
+
+    async def rescan_models(self) -> list[Change]:
+        """Rescan the repository, as an administrator asks; see `Models.rescan`."""
+        self._check_administrable()
+        return await self.rescan()
+
+    async def rescan(self) -> list[Change]:
+        """Rescan the repository; see `Models.rescan`."""
+        return await self._administer(self.models.rescan())
+
+    async def until_administered(self) -> None:
+        """Return once models were loaded or unloaded since this last returned; for one caller."""
+        await self._administered.wait()
+        self._administered.clear()
+
+    def _check_administrable(self) -> None:
+        if not self._administrable:
+            raise AdministrationOff(
+                "models are not loaded or unloaded by requests to this server: it has no API keys, "
+                "so anybody could; set GENSERVE_API_KEY_HASHES to allow it to those who have one"
+            )
+
+    async def _administer(self, work: Coroutine[Any, Any, Returned]) -> Returned:
+        """Run what changes the models to its end, also where who asked for it leaves."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._administering.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._end_administering)
+        return await asyncio.shield(task)
+
+    def _end_administering(self, task: asyncio.Task[Any]) -> None:
+        self._administering.discard(task)
+        self._administered.set()
 
     async def until_draining(self) -> None:
         """Return once new requests are refused."""
@@ -248,7 +299,8 @@ class Engine:
                 found.check_offers(operation)
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
-            yield found, started + timeout_seconds
+            with found.in_use():
+                yield found, started + timeout_seconds
             code = "OK"
         except GenserveError as error:
             code = error.reason

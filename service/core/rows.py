@@ -113,6 +113,7 @@ class RowScheduler:
         # The jobs with images without a slot, in the order of their turns; the values mean nothing.
         self._waiting: dict[LoadedGraph, dict[PaintJob, None]] = {}
         self._lanes: dict[LoadedGraph, list[Lane]] = {}
+        self._leaving: set[LoadedGraph] = set()  # to be forgotten when their lanes stand still
         self._jobs: dict[PaintJob, LoadedGraph] = {}
         self._next_deadline = math.inf  # none of the jobs has an earlier one
         self._ready: deque[Lane] = deque()  # lanes that run, and wait for a worker's next row
@@ -154,6 +155,17 @@ class RowScheduler:
                 await job.changed.wait()
             job.changed.clear()
             yield
+
+    def forget(self, graph: LoadedGraph) -> None:
+        """Drop the lanes of a graph that no job will come for, so that its memory can be freed.
+
+        Where its last requests were given up, their images leave before the next row: until then
+        the lanes stay.
+        """
+        with self._lock:
+            if graph in self._lanes:
+                self._leaving.add(graph)
+                self._close_lanes(graph)
 
     def abort(self) -> None:
         """Fail whatever is waiting or being painted with ShuttingDown."""
@@ -217,6 +229,13 @@ class RowScheduler:
             if reason != "finished":
                 self._metrics.unfinished_images.labels(*labels, reason)
 
+    def _close_lanes(self, graph: LoadedGraph) -> None:
+        if graph in self._leaving and not any(lane.running for lane in self._lanes[graph]):
+            self._leaving.remove(graph)
+            del self._lanes[graph], self._waiting[graph]
+            labels = graph.model, graph.name
+            self._metrics.slots.labels(*labels).dec(self._workers * self._slots)
+
     def _wake(self, graph: LoadedGraph, images: int) -> None:
         """Start lanes that stand still; more of them than images would find nothing to paint."""
         still = [lane for lane in self._lanes[graph] if not lane.running][:images]
@@ -250,6 +269,7 @@ class RowScheduler:
                     return lane
                 lane.running = False
                 lane.clear()
+                self._close_lanes(lane.graph)
             self._idle_workers += 1
             return None
 

@@ -146,6 +146,27 @@ class GenerationServicer(GenerationServiceServicer):
         found = self._engine.models.find(message.model)
         return pb.GetModelResponse(model=self._describe(found))
 
+    async def LoadModel(
+        self, message: pb.LoadModelRequest, context: Context
+    ) -> pb.LoadModelResponse:
+        """Load a model anew."""
+        loaded = await self._engine.load_model(message.model)
+        return pb.LoadModelResponse(model=self._describe(loaded))
+
+    async def UnloadModel(
+        self, message: pb.UnloadModelRequest, context: Context
+    ) -> pb.UnloadModelResponse:
+        """Unload a model."""
+        unloaded = await self._engine.unload_model(message.model)
+        return pb.UnloadModelResponse(models=[self._describe(each) for each in unloaded])
+
+    async def RescanModels(
+        self, message: pb.RescanModelsRequest, context: Context
+    ) -> pb.RescanModelsResponse:
+        """Take over what changed in the repository."""
+        changes = await self._engine.rescan_models()
+        return pb.RescanModelsResponse(changes=map(writing.change, changes))
+
     def _describe(self, model: Model) -> pb.Model:
         return writing.model(model, self._engine.default_for(model))
 

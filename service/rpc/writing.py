@@ -1,6 +1,7 @@
 """The core's answers to proto messages."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from service.core.calibration import Calibration
 from service.core.conformal import COVERAGE
 from service.core.engine import Answer
 from service.core.manifest import Manifest
-from service.core.models import Model
+from service.core.models import Change, Model
 from service.core.noise import SCHEME
 from service.core.requests import (
     Anomaly,
@@ -166,8 +167,15 @@ def model(found: Model, default_for: Sequence[str]) -> pb.Model:
             pb.RefusedCalibration(file=file, reason=reason)
             for file, reason in found.refused_calibrations.items()
         ],
+        compatibility=asdict(found.compatibility) if found.compatibility else None,
         **(_description(found.manifest) if found.manifest else {}),
     )
+
+
+def change(made: Change) -> pb.ModelChange:
+    """Return what a rescan did about one version."""
+    kind = to_name(pb.ModelChangeKind.DESCRIPTOR, made.kind)
+    return pb.ModelChange(model=made.model, kind=kind, reason=made.reason)
 
 
 def _origin(answer: Answer) -> dict[str, Any]:

@@ -103,6 +103,16 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_LOADING: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_REFUSED: _ClassVar[ModelState]
+    MODEL_STATE_UNLOADED: _ClassVar[ModelState]
+
+class ModelChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_CHANGE_KIND_UNSPECIFIED: _ClassVar[ModelChangeKind]
+    MODEL_CHANGE_KIND_LOADED: _ClassVar[ModelChangeKind]
+    MODEL_CHANGE_KIND_FOUND: _ClassVar[ModelChangeKind]
+    MODEL_CHANGE_KIND_REFUSED: _ClassVar[ModelChangeKind]
+    MODEL_CHANGE_KIND_REMOVED: _ClassVar[ModelChangeKind]
+    MODEL_CHANGE_KIND_KEPT: _ClassVar[ModelChangeKind]
 SCALE_UNSPECIFIED: Scale
 SCALE_LEVELS: Scale
 SCALE_UNIT: Scale
@@ -155,6 +165,13 @@ MODEL_STATE_AVAILABLE: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_REFUSED: ModelState
+MODEL_STATE_UNLOADED: ModelState
+MODEL_CHANGE_KIND_UNSPECIFIED: ModelChangeKind
+MODEL_CHANGE_KIND_LOADED: ModelChangeKind
+MODEL_CHANGE_KIND_FOUND: ModelChangeKind
+MODEL_CHANGE_KIND_REFUSED: ModelChangeKind
+MODEL_CHANGE_KIND_REMOVED: ModelChangeKind
+MODEL_CHANGE_KIND_KEPT: ModelChangeKind
 
 class SampleRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy")
@@ -760,6 +777,56 @@ class GetModelResponse(_message.Message):
     request_id: str
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
+class LoadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("model", "request_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    request_id: str
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("models", "request_id")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    request_id: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RescanModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RescanModelsResponse(_message.Message):
+    __slots__ = ("changes", "request_id")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[ModelChange]
+    request_id: str
+    def __init__(self, changes: _Optional[_Iterable[_Union[ModelChange, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ModelChange(_message.Message):
+    __slots__ = ("model", "kind", "reason")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    kind: ModelChangeKind
+    reason: str
+    def __init__(self, model: _Optional[str] = ..., kind: _Optional[_Union[ModelChangeKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class Images(_message.Message):
     __slots__ = ("count", "height", "width", "channels", "levels", "unit_values", "png")
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -833,7 +900,7 @@ class Arithmetic(_message.Message):
     def __init__(self, plus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., minus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for", "calibrations", "refused_calibrations")
+    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for", "calibrations", "refused_calibrations", "compatibility")
     class ControlsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -859,6 +926,7 @@ class Model(_message.Message):
     DEFAULT_FOR_FIELD_NUMBER: _ClassVar[int]
     CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
+    COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: ModelState
@@ -877,7 +945,24 @@ class Model(_message.Message):
     default_for: _containers.RepeatedScalarFieldContainer[str]
     calibrations: _containers.RepeatedCompositeFieldContainer[Calibration]
     refused_calibrations: _containers.RepeatedCompositeFieldContainer[RefusedCalibration]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ..., calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ..., refused_calibrations: _Optional[_Iterable[_Union[RefusedCalibration, _Mapping]]] = ...) -> None: ...
+    compatibility: Compatibility
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ..., calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ..., refused_calibrations: _Optional[_Iterable[_Union[RefusedCalibration, _Mapping]]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ...) -> None: ...
+
+class Compatibility(_message.Message):
+    __slots__ = ("model", "artifact_digest", "latents", "conditions", "calibrations", "differences")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LATENTS_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    latents: bool
+    conditions: bool
+    calibrations: bool
+    differences: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., latents: bool = ..., conditions: bool = ..., calibrations: bool = ..., differences: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("id", "count", "source", "protocol", "decision", "scores")

@@ -96,6 +96,21 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/genserve.v1.GenerationService/LoadModel',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/genserve.v1.GenerationService/UnloadModel',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.RescanModels = channel.unary_unary(
+                '/genserve.v1.GenerationService/RescanModels',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer(object):
@@ -194,6 +209,33 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Loads a model anew from the repository, and lets it take over once it is verified and warm.
+        Requests in flight end on what they began with. One that is refused is answered with
+        ARTIFACT_REFUSED, and what served before serves on. This and the next two are refused with
+        ADMINISTRATION_OFF by a server without API keys. What they began goes on where the client
+        leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Refuses new requests to a model with MODEL_UNLOADED, waits for those in flight, and frees it.
+        Where its name means another version then, that one is loaded before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RescanModels(self, request, context):
+        """Takes over what is new or changed in the repository, and drops what is gone. A version newer
+        than the one that serves is loaded and takes over from it; others wait for their first use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +298,21 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'RescanModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.RescanModels,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -584,6 +641,87 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/GetModel',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/LoadModel',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/UnloadModel',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RescanModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/RescanModels',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.RescanModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

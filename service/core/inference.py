@@ -34,7 +34,6 @@ from service.metrics import Metrics
 EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
-    "model_repository",
     "parameters",
     "statistics",
 )

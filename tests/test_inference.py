@@ -1,5 +1,6 @@
 """The Open Inference Protocol on both transports: its shapes, its tensors, its refusals."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -400,6 +401,21 @@ async def test_bytes_that_are_no_message_end_no_stream(channel: grpc.aio.Channel
     good = message_of("toy-vae.decode", latent=LATENTS).SerializeToString()
     answers = [answer async for answer in call(iter([b"\xff\xff", good]))]
     assert sorted(bool(answer.error_message) for answer in answers) == [False, True]
+
+
+async def test_a_client_that_leaves_ends_what_it_asked_for(
+    inference: GRPCInferenceServiceStub, metrics: Metrics
+) -> None:
+    call = inference.ModelStreamInfer()
+    for seed in range(8):
+        await call.write(sample_message(seed=seed, count=32))
+    assert (await call.read()).infer_response.outputs
+    call.cancel()
+    async with asyncio.timeout(20):
+        while counts(metrics).get(("toy-raster", "sample", "REQUEST_CANCELLED")) is None:
+            await asyncio.sleep(0.01)
+        while metrics.registry.get_sample_value("genserve_requests_in_flight"):
+            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_ends_when_the_server_drains(

@@ -20,13 +20,13 @@ from service.api.problems import inference_error_of
 from service.core.engine import INFER
 from service.core.inference import (
     EXTENSIONS,
-    SERVER_NAME,
     Inference,
     InferenceRequest,
     InferenceResponse,
     describe_outputs,
     refuse_parameters,
 )
+from service.core.inference_models import SERVER_NAME
 from service.core.requests import MAXIMUM_LISTED, Array
 from service.core.tensors import Tensor
 from service.errors import (

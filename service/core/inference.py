@@ -1,8 +1,4 @@
-"""The Open Inference Protocol over an engine: graphs as models, for both transports alike.
-
-Its models are the graphs of artifacts, and the `sample` operation of those that sample. What a
-graph takes and gives is the manifest's to say, so a tensor here is what the operations feed it.
-"""
+"""The Open Inference Protocol over an engine, for both transports alike."""
 
 import time
 from collections import defaultdict
@@ -15,7 +11,7 @@ import numpy as np
 from prometheus_client import Histogram, Summary
 
 from service.core.engine import INFER, Answer, Engine
-from service.core.manifest import Graph, Manifest
+from service.core.inference_models import SAMPLE, InferenceModel, models_of
 from service.core.models import Model
 from service.core.requests import (
     MAXIMUM_TIMEOUT_MS,
@@ -27,29 +23,23 @@ from service.core.requests import (
 )
 from service.core.streaming import Rows
 from service.core.tensors import (
-    BATCH,
     DATATYPES,
     Tensor,
-    TensorMetadata,
     check_names,
     datatype_of,
-    metadata_of,
 )
 from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from service.metrics import Metrics
 
-SERVER_NAME = "genserve"
 EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
-    "model_repository",
     "parameters",
     "statistics",
 )
 FINAL_RESPONSE = "triton_final_response"
 """The parameter that tells the last response to a request of a stream."""
 
-_SAMPLE = "sample"
 _SAMPLE_PARAMETERS = ("seed", "count", "class")
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 _SEQUENCE = "sequence_"
@@ -61,37 +51,6 @@ Parameters = Mapping[str, object]
 class _Counted(NamedTuple):
     events: int = 0
     sum: float = 0.0
-
-
-@dataclass(frozen=True)
-class InferenceModel:
-    """One graph of an artifact as a model, `<artifact>.<graph>`, or its `sample` operation."""
-
-    artifact: Model
-    function: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-    streams: bool  # whether a stream shows what is being made
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return f"{self.artifact.name}.{self.function}"
-
-    @property
-    def version(self) -> str:
-        """The version of the artifact."""
-        return self.artifact.version
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is loaded; one that is not loads when it is first asked."""
-        return self.artifact.state == "ready"
-
-    @property
-    def samples(self) -> bool:
-        """Whether it is no graph, but an operation that takes parameters."""
-        return self.function == _SAMPLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +90,7 @@ class Inference:
 
     def models(self) -> list[InferenceModel]:
         """Return every model in every version, refused ones left out."""
-        return [model for artifact in self._engine.models.all() for model in _models_of(artifact)]
+        return [model for artifact in self._engine.models.all() for model in models_of(artifact)]
 
     def find(self, name: str, version: str = "") -> InferenceModel:
         """Return a model; raises ModelNotFound, or ModelUnavailable where it is refused."""
@@ -146,7 +105,7 @@ class Inference:
             raise ModelUnavailable(
                 f"{artifact.name} was refused and does not serve: {artifact.reason}"
             )
-        models = _models_of(artifact)
+        models = models_of(artifact)
         for model in models:
             if model.function == function:
                 return model
@@ -163,26 +122,11 @@ class Inference:
             for found in self._engine.models.all()
             if found.name == model.artifact.name and found.manifest is not None
         ]
-        return {
-            "name": model.name,
-            "versions": versions,
-            "platform": _platform(model),
-            "inputs": [_described(tensor) for tensor in model.inputs],
-            "outputs": [_described(tensor) for tensor in model.outputs],
-        }
+        return model.metadata(versions)
 
     def configuration(self, model: InferenceModel) -> dict[str, Any]:
         """Return a Triton model configuration, by its names; rows of a graph are its batch."""
-        # Where there is a batch, its axis is not among the dimensions.
-        skipped = 0 if model.samples else 1
-        return {
-            "name": model.name,
-            "platform": _platform(model),
-            "max_batch_size": 0 if model.samples else self._engine.limits.rows,
-            "input": [_configured(tensor, skipped) for tensor in model.inputs],
-            "output": [_configured(tensor, skipped) for tensor in model.outputs],
-            "model_transaction_policy": {"decoupled": model.streams},
-        }
+        return model.configuration(self._engine.limits.rows)
 
     def index(self, ready_only: bool) -> list[dict[str, str]]:
         """Return every model in every version and where it stands, by the protocol's names.
@@ -192,7 +136,7 @@ class Inference:
         entries = [
             _indexed(artifact, name)
             for artifact in self._engine.models.all()
-            for name in [model.name for model in _models_of(artifact)] or [artifact.name]
+            for name in [model.name for model in models_of(artifact)] or [artifact.name]
         ]
         return [entry for entry in entries if entry["state"] == "READY" or not ready_only]
 
@@ -232,7 +176,7 @@ class Inference:
                 outputs = await self._engine.infer(model.function, request.tensors, **asked)
                 return _response(request, model, outputs)
             asked["request"] = _sample_request(request.parameters)
-            return _sampled(request, model, await self._engine.run(_SAMPLE, **asked))
+            return _sampled(request, model, await self._engine.run(SAMPLE, **asked))
 
     async def stream(
         self, request: InferenceRequest, remaining_seconds: float | None = None
@@ -246,7 +190,7 @@ class Inference:
             return
         with self._timed(model):
             asked["request"] = _sample_request(request.parameters)
-            async with aclosing(self._engine.stream(_SAMPLE, **asked)) as events:
+            async with aclosing(self._engine.stream(SAMPLE, **asked)) as events:
                 async for event in events:
                     if isinstance(event, Rows):
                         response = _response(request, model, _rows(event))
@@ -285,48 +229,6 @@ class Inference:
         return model, {"model": exact, "timeout_seconds": timeout_seconds}
 
 
-def _models_of(artifact: Model) -> list[InferenceModel]:
-    manifest = artifact.manifest
-    if manifest is None:
-        return []
-    models = [
-        InferenceModel(
-            artifact,
-            name,
-            tuple(map(metadata_of, graph.inputs)),
-            tuple(map(metadata_of, graph.outputs)),
-            streams=False,
-        )
-        for name, graph in manifest.graphs.items()
-        if _is_rows_first(graph)
-    ]
-    if _SAMPLE in manifest.operations:
-        streams = manifest.program == "raster_rows"
-        outputs = _sample_outputs(manifest, streams)
-        models.append(InferenceModel(artifact, _SAMPLE, (), outputs, streams))
-    return models
-
-
-def _is_rows_first(graph: Graph) -> bool:
-    """Whether rows of a graph can share a batch: not those of a step that a program repeats."""
-    ports = (*graph.inputs, *graph.outputs)
-    return bool(graph.inputs) and all(port.batch_axis == 0 for port in ports)
-
-
-def _sample_outputs(manifest: Manifest, streams: bool) -> tuple[TensorMetadata, ...]:
-    """Return `images`, and beside it what a stream shows: rows of an image, from its first row."""
-    height, width, channels = manifest.event.shape
-    images = TensorMetadata("images", "UINT8", (BATCH, height, width, channels))
-    if not streams:
-        return (images,)
-    return (
-        images,
-        TensorMetadata("rows", "UINT8", (BATCH, width, channels)),
-        TensorMetadata("image", "INT64", (1,)),
-        TensorMetadata("first_row", "INT64", (1,)),
-    )
-
-
 def _indexed(artifact: Model, name: str) -> dict[str, str]:
     states = {"ready": "READY", "loading": "LOADING"}
     reason = "it loads when it is first asked" if artifact.state == "available" else artifact.reason
@@ -352,19 +254,6 @@ def _counted(metric: Histogram | Summary) -> Mapping[tuple[str, ...], _Counted]:
 
 def _duration(seconds: _Counted) -> dict[str, int]:
     return {"count": seconds.events, "ns": round(seconds.sum * 1e9)}
-
-
-def _platform(model: InferenceModel) -> str:
-    return SERVER_NAME if model.samples else "onnxruntime_onnx"
-
-
-def _described(tensor: TensorMetadata) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
-
-
-def _configured(tensor: TensorMetadata, skipped: int) -> dict[str, Any]:
-    dims = list(tensor.shape[skipped:])
-    return {"name": tensor.name, "data_type": f"TYPE_{tensor.datatype}", "dims": dims}
 
 
 def _check_parameters(model: InferenceModel, parameters: Parameters) -> float | None:

@@ -18,13 +18,13 @@ from google.protobuf.json_format import ParseDict
 from service.core.engine import INFER, Engine
 from service.core.inference import (
     EXTENSIONS,
-    SERVER_NAME,
     Inference,
     InferenceRequest,
     InferenceResponse,
     describe_outputs,
     refuse_parameters,
 )
+from service.core.inference_models import SERVER_NAME
 from service.core.requests import MAXIMUM_LISTED
 from service.core.tensors import Tensor
 from service.errors import GenserveError, InvalidRequest, MalformedRequest, ModelNotFound

@@ -188,7 +188,8 @@ def measure() -> None:
         f"""{REQUESTS} requests in {minutes:.1f} minutes, {AT_ONCE} at a time, drawn with a seed
 (`benchmarks/traffic.py`): every operation over both transports, some broken, some with a deadline
 of a few milliseconds, some left before they are answered. Allowed are 200 and OK for what is good,
-a 4xx or its status for what is broken, and 504 or DEADLINE_EXCEEDED only where a deadline was set.
+a 4xx or its status for what is broken, and 504 or 429, DEADLINE_EXCEEDED or
+RESOURCE_EXHAUSTED only where a deadline was set.
 Where a request was sent before, its answer must have the same bytes: {tally.repeated} were
 compared.
 """,

@@ -38,7 +38,8 @@ ALLOWED = {
     Behaviour.GOOD: {"200", "OK"},
     Behaviour.BAD: {"400", "404", "405", "406", "415", "422"}
     | {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"},
-    Behaviour.LATE: {"200", "504", "OK", "DEADLINE_EXCEEDED"},
+    # Late work is dropped, or refused at the door.
+    Behaviour.LATE: {"200", "504", "429", "OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"},
     Behaviour.LEFT: {"200", "OK", "left"},
 }
 """The only answers that are right."""

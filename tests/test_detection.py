@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from benchmarks.anomaly.baselines import mahalanobis, pixel_statistics
+from benchmarks.anomaly.baselines import CODEC_SIZE, mahalanobis, pixel_statistics
 from benchmarks.anomaly.detection import auroc, false_positive_rate, matched
 from benchmarks.anomaly.findings import Detector, Section, Validity, findings
 from benchmarks.anomaly.image_sets import Pair, shuffle_quarters
@@ -158,6 +158,15 @@ def test_the_page_says_when_something_simpler_does_better_and_when_likelihood_fa
     assert "Without a model, pixel statistics alone does better on: the other" in text
     assert "codec size" not in text
     assert "Raw likelihood fails" in text
+
+
+def test_the_page_compares_averages_where_codec_size_tells_little() -> None:
+    model = (detector("toy", RAW, 0.0), detector("toy", "combined", 9.0))
+    blind, pixels = detector(None, CODEC_SIZE, 0.0), detector(None, "pixel statistics", 9.0)
+    text = said(*model, blind, pixels)
+    assert "where codec size tells little (the other): combined 1.000" in text
+    assert "pixel statistics 1.000" in text
+    assert "tells little" not in said(*model, detector(None, CODEC_SIZE, 9.0), pixels)
 
 
 def test_p_values_are_bounded_as_promised() -> None:

@@ -605,7 +605,7 @@ def test_a_path_that_is_no_text_stops_grpc_for_a_moment_only(repository: Path) -
             channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
             with channel:
                 sample = GenerationServiceStub(channel).Sample
-                answer = sample(pb.SampleRequest(seed=1), timeout=20, wait_for_ready=True)
+                answer = sample(pb.SampleRequest(seed=1), timeout=60, wait_for_ready=True)
                 assert answer.images.count == 1
         assert server.stop() == 0
 

@@ -470,13 +470,14 @@ async def test_the_client_hands_on_verdicts(address: str) -> None:
         ("normal.png", levels_to_png(normal_images(1, 256)[0].astype(np.uint8), 256)),
         ("white.png", levels_to_png(np.full((SIDE, SIDE, 1), 255, np.uint8), 256)),
     ]
+    service = command.Service(address)
     normal, white = await asyncio.to_thread(
-        command.score, address, model=FLOW, images=images, false_positive_rate=0.02
+        command.score, service, model=FLOW, images=images, false_positive_rate=0.02
     )
     assert normal.p_value is not None and white.p_value is not None
     assert white.anomalous and white.p_value == 1 / 201 < normal.p_value
     (plain,) = await asyncio.to_thread(
-        command.score, address, model=FLOW, images=images[:1], samples=2
+        command.score, service, model=FLOW, images=images[:1], samples=2
     )
     assert plain.p_value is None and plain.anomalous is None
 

@@ -10,6 +10,8 @@ from service.core.scores import codec_bits
 Floats = NDArray[np.float64]
 Levels = NDArray[np.uint8]
 
+CODEC_SIZE = "codec size, two-sided"
+
 
 def baselines(sets: Mapping[str, Levels]) -> dict[str, dict[str, Floats]]:
     """Return scores [N] by baseline and set, fitted where need be on the set `score_fit`.
@@ -22,7 +24,7 @@ def baselines(sets: Mapping[str, Levels]) -> dict[str, dict[str, Floats]]:
     pixels = {name: pixel_statistics(images) for name, images in sets.items()}
     normal = pixels["score_fit"]
     return {
-        "codec size, two-sided": {name: np.abs(each - median) for name, each in bits.items()},
+        CODEC_SIZE: {name: np.abs(each - median) for name, each in bits.items()},
         "codec size, fewer bits": {name: -each for name, each in bits.items()},
         "pixel statistics": {name: mahalanobis(normal, each) for name, each in pixels.items()},
     }

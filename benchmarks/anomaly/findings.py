@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.anomaly.baselines import CODEC_SIZE
 from benchmarks.anomaly.detection import Area, auroc, false_positive_rate
 from benchmarks.anomaly.image_sets import Pair
 from benchmarks.anomaly.scoring import RAW
@@ -18,6 +19,8 @@ DECISION = "combined"
 REACHED = 0.99
 HARD = 0.9
 TRUE_POSITIVE_RATE = 0.95
+CODEC_HELPS = 0.1
+"""How far from 0.5 the area of the two-sided codec size is where size tells something."""
 SIGNIFICANT = 3.0
 """Standard errors beyond which a difference is no chance."""
 
@@ -92,6 +95,7 @@ def findings(section: Section) -> Iterator[str]:
     for model in section.models:
         by_score = {detector.score: detector for detector in section.of(model)}
         lines = list(_of_decision(section, by_score[DECISION]))
+        lines += _of_averages(section, by_score[DECISION])
         lines += _of_rivals(section, by_score[DECISION], section.of(model) + section.of(None))
         lines += _of_raw(section, by_score[RAW])
         yield "\n".join([f"`{model}`:\n", *(f"- {line}" for line in lines)])
@@ -113,6 +117,25 @@ def _of_decision(section: Section, decision: Detector) -> Iterator[str]:
         told = abs(area.value - 0.5) > SIGNIFICANT * area.error
         verb = "tells" if told else "does not tell"
         yield f"It {verb} training images from new ones ({area})."
+
+
+def _of_averages(section: Section, decision: Detector) -> Iterator[str]:
+    """Yield how the decision score and the baselines compare where codec size tells little."""
+    rivals = {detector.score: detector for detector in section.of(None)}
+    if CODEC_SIZE not in rivals:
+        return
+    pairs = [
+        pair
+        for pair in section.anomalies
+        if abs(rivals[CODEC_SIZE].area(pair).value - 0.5) < CODEC_HELPS
+    ]
+    if pairs:
+        averages = ", ".join(
+            f"{detector.score} {np.mean([detector.area(pair).value for pair in pairs]):.3f}"
+            for detector in (decision, *rivals.values())
+        )
+        titles = "; ".join(pair.title for pair in pairs)
+        yield f"On average where codec size tells little ({titles}): {averages}."
 
 
 def _of_rivals(

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from service.api.guard import CROWDED
 from service.api.protocol import HttpProtocol
 
@@ -20,6 +22,9 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
 
     class BoundedProtocol(HttpProtocol):
         app_state: dict[str, Any]
+        _answered: RequestResponseCycle | None = (
+            None  # last; cycle is the last one read
+        )
         _awaiting_request: asyncio.TimerHandle | None = None
         _awaiting_reader: asyncio.TimerHandle | None = None
 
@@ -31,6 +36,10 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
                 self.app_state = {**self.app_state, CROWDED: True}
             self._await_request()
 
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._answered = cycle
+            super()._start_asgi_task(cycle, app)
+
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self._in_request():
@@ -41,8 +50,7 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
             handled = self._in_request()
             super().send_400_response(message)
             if handled:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
+                self._leave_off()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()  # may begin the next request, where it has come already
@@ -52,7 +60,7 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             _cancel(self._awaiting_reader)
-            self._awaiting_reader = self.loop.call_later(seconds, self.transport.abort)
+            self._awaiting_reader = self.loop.call_later(seconds, self._cut)
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -61,14 +69,26 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, error: Exception | None) -> None:
             _cancel(self._awaiting_request)
             _cancel(self._awaiting_reader)
+            self._leave_off()
             super().connection_lost(error)
+
+        def _cut(self) -> None:
+            self._leave_off()
+            self.transport.abort()
+
+        def _leave_off(self) -> None:
+            """Tell who makes an answer that nobody is there: writing it would be an error."""
+            for cycle in (self._answered, self.cycle):
+                if cycle is not None and not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
 
         def _in_request(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete
 
         def _await_request(self) -> None:
             _cancel(self._awaiting_request)
-            self._awaiting_request = self.loop.call_later(seconds, self.transport.abort)
+            self._awaiting_request = self.loop.call_later(seconds, self._cut)
 
     return BoundedProtocol
 

@@ -26,7 +26,7 @@ from service.metrics import Metrics
 from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.score import find_images, score_files, write_rows
-from service.server import configure_logging, serve
+from service.server import configure_logging, open_repository, serve
 from service.settings import Settings, read_settings
 
 _API_KEY = "GENSERVE_API_KEY"  # not a flag: other users of a machine see those
@@ -165,8 +165,7 @@ def _repository_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _read_repository(settings: Settings) -> Models:
-    open_session = partial(OnnxSession, provider=settings.provider)
-    return Models(settings.model_repository, open_session, Metrics(CollectorRegistry()))
+    return open_repository(settings, Metrics(CollectorRegistry()))
 
 
 def _row(model: Model) -> tuple[str, ...]:
@@ -190,6 +189,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _calibrate(arguments: argparse.Namespace) -> None:
     check_installation()
     settings = _repository_settings(arguments)
+    if isinstance(settings.model_repository, str):
+        raise StartupError("calibrate in a folder, and copy the calibration to the repository")
     model = _read_repository(settings).find(arguments.model)
     model.check_offers("likelihood")
     manifest, graphs = load_artifact(model.folder, partial(OnnxSession, provider=settings.provider))

@@ -8,7 +8,7 @@ GenserveError
     InvalidResumeToken, ResumeMismatch
   Unauthenticated
   ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable, ModelUnloaded
-  AdministrationOff, ArtifactRefused
+  AdministrationOff, ArtifactRefused, RepositoryUnavailable
   QueueFull, TooManyRequests, DeadlineExceeded, RequestCancelled, ShuttingDown, InferenceFailed
 StartupError
   ArtifactError
@@ -163,6 +163,12 @@ class ArtifactRefused(GenserveError):
     """What is to be loaded is not sound; what served before serves on."""
 
     reason = "ARTIFACT_REFUSED"
+
+
+class RepositoryUnavailable(GenserveError):
+    """The model repository can't be read just now; what is loaded serves on."""
+
+    reason = "REPOSITORY_UNAVAILABLE"
 
 
 class QueueFull(GenserveError):

@@ -24,9 +24,10 @@ from service.core.engine import Engine
 from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
-from service.errors import ModelNotFound, StartupError
+from service.errors import ModelNotFound, RepositoryUnavailable, StartupError
 from service.keys import Keys, read_keys
 from service.metrics import Metrics
+from service.mirror import Mirror
 from service.rpc.server import Rpc, create_server
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
@@ -45,11 +46,6 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
 
     Raises StartupError where the repository is missing or holds no model of a default name.
     """
-    if not settings.model_repository.is_dir():
-        raise StartupError(
-            f"the model repository '{settings.model_repository}' is not a folder; "
-            "set GENSERVE_MODEL_REPOSITORY"
-        )
     batcher = Batcher(
         workers=settings.workers,
         maximum_batch_rows=settings.maximum_batch_rows,
@@ -68,13 +64,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         batcher.forget(graph)
         rows.forget(graph)
 
-    models = Models(
-        settings.model_repository,
-        partial(OnnxSession, provider=settings.provider),
-        metrics,
-        pinned=settings.default_models,
-        forget=forget,
-    )
+    models = open_repository(settings, metrics, pinned=settings.default_models, forget=forget)
     _check_default_models(settings, models)
     return Engine(
         models=models,
@@ -91,6 +81,26 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         reproducible="bitwise" if settings.provider == "cpu" else "numeric",
         administrable=settings.api_key_hashes is not None,
     )
+
+
+def open_repository(settings: Settings, metrics: Metrics, **options: Any) -> Models:
+    """Return the models of the settings' repository, with the `options` of `Models`.
+
+    Raises StartupError where it is no folder, or a URL that is not allowed or can't be read.
+    """
+    open_session = partial(OnnxSession, provider=settings.provider)
+    if isinstance(settings.model_repository, str):
+        mirror = Mirror(settings.model_repository, settings.repository_cache.expanduser())
+        try:
+            return Models(mirror.folder, open_session, metrics, update=mirror.update, **options)
+        except RepositoryUnavailable as error:
+            raise StartupError(error.message) from error
+    if not settings.model_repository.is_dir():
+        raise StartupError(
+            f"the model repository '{settings.model_repository}' is not a folder; "
+            "set GENSERVE_MODEL_REPOSITORY"
+        )
+    return Models(settings.model_repository, open_session, metrics, **options)
 
 
 async def serve(settings: Settings) -> None:

@@ -21,8 +21,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     http_port: Port = Field(8000, description="port of the REST API; 0 picks a free one")
     grpc_port: Port = Field(8001, description="port of the gRPC API; 0 picks a free one")
-    model_repository: Path = Field(
-        Path("artifacts"), description="folder of artifacts, <name>/<version>/manifest.json"
+    model_repository: Path | str = Field(
+        Path("artifacts"),
+        description="folder of artifacts, <name>/<version>/manifest.json, or the URL of one: s3://",
+    )
+    repository_cache: Path = Field(
+        Path("~/.cache/genserve"), description="folder that a repository at a URL is mirrored into"
     )
     rescan_seconds: Annotated[float, Field(ge=0)] = Field(
         0.0, description="time between two looks for changes in the repository; 0 for none"
@@ -90,6 +94,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log record that is written"
     )
+
+    @field_validator("model_repository")
+    @classmethod
+    def _be_a_folder_unless_a_url(cls, value: Path | str) -> Path | str:
+        return value if "://" in str(value) else Path(value)
 
     @field_validator("default_models", "cors_origins", mode="before")
     @classmethod

@@ -12,18 +12,21 @@ import httpx
 import numpy as np
 import pytest
 
+from service.core.calibration import Calibration
 from service.core.engine import Answer, Engine
 from service.core.models import Change
-from service.core.requests import ReconstructRequest, SampleRequest
+from service.core.requests import LikelihoodRequest, ReconstructRequest, SampleRequest
 from service.errors import ArtifactRefused, ModelNotFound, ModelUnloaded
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.server import build_engine
 from service.settings import Settings
+from tests.calibrated import calibrate, normal_images
 from tests.fakes import SIDE, GatedSession
 from tests.repository import add_version, flip_a_byte, rewrite_manifest
 
+FLOW = "toy-flow"
 GAN = "toy-gan"
 RASTER = "toy-raster"
 VAE = "toy-vae"
@@ -316,6 +319,23 @@ async def test_versions_say_what_holds_of_the_one_before(
     assert list(over_grpc.differences) == other["differences"]
     assert not over_grpc.HasField("calibrations") and over_grpc.HasField("latents")
     assert (await client.get("/models/toy-vae")).json()["compatibility"] is None
+
+
+async def test_calibrations_hold_where_the_next_version_has_some_that_were_made_alike(
+    calibrated: tuple[Path, dict[str, Calibration]], settings: Settings, metrics: Metrics
+) -> None:
+    flow = settings.model_repository / FLOW
+    shutil.copytree(calibrated[0] / FLOW, flow, dirs_exist_ok=True)
+    engine = build_engine(settings.model_copy(update={"default_models": (FLOW,)}), metrics)
+    await engine.load_default_models()
+    folder = add_version(flow, "2")
+    await engine.rescan()
+    without = engine.models.find(FLOW).compatibility
+    assert without.calibrations is False and "calibrate this version" in without.differences[0]
+    calibrate(folder, LikelihoodRequest(images=normal_images(400, 256)))
+    assert await engine.rescan() == [Change("toy-flow@2", "loaded"), Change("toy-flow@1", "found")]
+    assert engine.models.find(FLOW).compatibility.calibrations is True
+    await engine.drain()
 
 
 async def test_models_are_administered_over_rest(client: httpx.AsyncClient, gan: Path) -> None:

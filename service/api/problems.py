@@ -38,6 +38,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.ModelUnloaded: 503,
     errors.AdministrationOff: 403,
     errors.ArtifactRefused: 422,
+    errors.RepositoryUnavailable: 503,
     errors.QueueFull: 429,
     errors.TooManyRequests: 429,
     errors.DeadlineExceeded: 504,

@@ -24,7 +24,8 @@ Arrays = dict[str, NDArray[Any]]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 # A plain name: an artifact can't point outside its own folder.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=100)]
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 VERSION = r"^[0-9]+(\.[0-9]+)*$"
 Version = Annotated[str, Field(pattern=VERSION, max_length=40)]
 Size = Annotated[int, Field(ge=1)]

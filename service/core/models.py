@@ -143,8 +143,12 @@ class Models:
         *,
         pinned: Collection[str] = (),
         forget: Callable[[LoadedGraph], None] | None = None,
+        update: Callable[[], None] | None = None,
     ) -> None:
         """Read what is there; nothing is loaded yet.
+
+        `update` brings the folder up to date before each look, where it mirrors a repository that
+        is elsewhere.
 
         A model that `pinned` names, by `name` or `name@version`, stays when its folder goes, and a
         version when a newer one takes over. `forget` is told of each graph that nothing uses
@@ -155,6 +159,7 @@ class Models:
         self._metrics = metrics
         self._pinned = pinned
         self._forget = forget
+        self._update = update
         self._changing = asyncio.Lock()  # held while the table may change
         self._coming: list[Model] = []  # being verified, to take a place in the table
         self._leaving: set[asyncio.Task[None]] = set()
@@ -239,6 +244,8 @@ class Models:
         return [change for change in changes if change is not None]
 
     def _scan(self) -> list[Model]:
+        if self._update is not None:
+            self._update()
         # A hidden folder is a copy under way, which will be moved to its name.
         folders = self._repository.glob(f"[!.]*/[!.]*/{MANIFEST_FILE}")
         found = [_read(path.parent) for path in folders]

@@ -43,6 +43,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.ModelUnloaded: StatusCode.UNAVAILABLE,
     errors.AdministrationOff: StatusCode.PERMISSION_DENIED,
     errors.ArtifactRefused: StatusCode.FAILED_PRECONDITION,
+    errors.RepositoryUnavailable: StatusCode.UNAVAILABLE,
     errors.QueueFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.TooManyRequests: StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import uvicorn
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from service.admission import Admission
 from service.api.app import create_app
@@ -25,6 +25,7 @@ from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, StartupError
+from service.inference_metrics import InferenceMetrics
 from service.keys import Keys, read_keys
 from service.metrics import Metrics
 from service.rpc.server import Rpc, create_server
@@ -87,7 +88,7 @@ async def serve(settings: Settings) -> None:
     Raises StartupError where a port is taken or the settings don't fit what is installed.
     """
     check_installation()
-    metrics = Metrics(CollectorRegistry())
+    metrics = _build_metrics()
     identity = find_identity(settings.tls_certificate, settings.tls_private_key)
     keys = read_keys(settings.api_key_hashes) if settings.api_key_hashes else None
     admission = Admission(
@@ -162,6 +163,14 @@ async def _drain(
     await engine.drain()
     rest.should_exit = True
     await asyncio.gather(serving, rpc.server.stop(seconds))
+
+
+def _build_metrics() -> Metrics:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    registry.register(InferenceMetrics(metrics))
+    ProcessCollector(registry=registry)
+    return metrics
 
 
 def configure_logging(level: str) -> None:

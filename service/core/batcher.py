@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ class Job:
     future: asyncio.Future[Outputs]
     submitted: float
     taken: int = 0  # rows handed to workers
+    started: bool = False  # whether a worker has had any of them
     finished: int = 0  # rows whose outputs are there
     outputs: Outputs = field(default_factory=dict)
 
@@ -202,7 +203,8 @@ class Batcher:
         queue.add(job)
         self._turns.setdefault(graph, queue)
         self._jobs.add(job)
-        future.add_done_callback(lambda _: self._leave(queue, job))
+        self._metrics.queued_requests.labels(graph.model, graph.name).inc()
+        future.add_done_callback(lambda _: self._leave(graph, queue, job))
         self._dispatch()
         try:
             async with asyncio.timeout(deadline - self._clock()):
@@ -249,15 +251,14 @@ class Batcher:
             raise _queue_full(reason, wait)
 
     def _open(self, graph: LoadedGraph) -> RowQueue:
-        """Make the queue of a graph, with its metrics at zero."""
-        for reason in get_args(Release):
-            self._metrics.batches.labels(graph.model, graph.name, reason)
+        self._metrics.expect_batches(graph.model, graph.name)
         return self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
 
-    def _leave(self, queue: RowQueue, job: Job) -> None:
+    def _leave(self, graph: LoadedGraph, queue: RowQueue, job: Job) -> None:
         """Forget a job that is answered, failed or cancelled."""
         self._jobs.discard(job)
         queue.forget(job)
+        self._count_started(graph, job)
         self._metrics.queued_rows.set(self._queued_rows())
 
     def _dispatch(self) -> None:
@@ -293,15 +294,23 @@ class Batcher:
         self._batches.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._batches.discard)
 
+    def _count_started(self, graph: LoadedGraph, job: Job) -> None:
+        """Take note that a job waits no more: a worker has it, or it left before."""
+        if not job.started:
+            job.started = True
+            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
+
     async def _run_batch(self, graph: LoadedGraph, batch: list[Slice], rows: int) -> None:
         started = self._clock()
         for part in batch:
+            self._count_started(graph, part.job)
             self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
         try:
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+            self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * len(batch))
             queue = self._queues[graph]
             queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
             for part, result in zip(batch, results, strict=True):

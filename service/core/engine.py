@@ -33,7 +33,7 @@ from service.errors import (
     RequestCancelled,
     ShuttingDown,
 )
-from service.metrics import Metrics
+from service.metrics import INTERNAL, OK, Metrics
 
 Reproducible = Literal["bitwise", "numeric"]
 
@@ -215,7 +215,7 @@ class Engine:
     ) -> Iterator[tuple[Model, float]]:
         """Take a request, for a model and until a deadline, and count how it ends."""
         started = time.monotonic()
-        label, code = "", "INTERNAL"
+        label, code = "", INTERNAL
         self._enter()
         try:
             found = self.models.find(model) if model else self._default_model(operation)
@@ -224,7 +224,7 @@ class Engine:
             if timeout_seconds is None:
                 timeout_seconds = self.default_timeout_seconds
             yield found, started + timeout_seconds
-            code = "OK"
+            code = OK
         except GenserveError as error:
             code = error.reason
             raise

@@ -78,7 +78,21 @@ class Models:
         self._models = [_read(path.parent) for path in repository.glob(f"*/*/{MANIFEST_FILE}")]
         self._models.sort(key=lambda model: (model.name, _version_key(model.version)))
         for model in self._models:
-            metrics.model_ready.labels(model.name, model.version).set(0)
+            self._expect(model)
+
+    def _expect(self, model: Model) -> None:
+        """Show a model's metrics, from its first moment."""
+        labels = model.name, model.version
+        self._metrics.model_ready.labels(*labels).set_function(lambda: model.state == "ready")
+        self._metrics.model_refused.labels(*labels).set_function(lambda: model.state == "refused")
+        if model.manifest is None:
+            return
+        self._metrics.expect_model(model.name, model.manifest.operations)
+        for name, graph in model.manifest.graphs.items():
+            if graph.output("levels"):
+                self._metrics.expect_painting(model.name, name)
+            else:
+                self._metrics.expect_batches(model.name, name)
 
     def all(self) -> list[Model]:
         """Return every model, by name, oldest version first."""
@@ -128,7 +142,6 @@ class Models:
             return
         seconds = time.monotonic() - started
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
-        self._metrics.model_ready.labels(model.name, model.version).set(1)
         model.state = "ready"
         log.info("model ready", extra={"model": model.name, "seconds": round(seconds, 3)})
 

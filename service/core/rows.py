@@ -24,7 +24,6 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 from service.core.batcher import LoadedGraph
 from service.core.lanes import (
@@ -134,6 +133,7 @@ class RowScheduler:
             self._next_deadline = min(self._next_deadline, deadline)
             self._waiting[graph][job] = None
             self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
+            self._metrics.queued_requests.labels(graph.model, graph.name).inc()
             self._wake(graph, len(canvas))
         future.add_done_callback(lambda _: self._end(graph, job))
         return job
@@ -201,6 +201,8 @@ class RowScheduler:
             slotless = len(job.canvas) - job.joined + len(job.parked)
             reasons = [departure(slot, self._clock()) for slot in job.parked]
         self._metrics.waiting_images.labels(graph.model, graph.name).dec(slotless)
+        if not job.joined:
+            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
         self._count_unfinished(graph, reasons)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
@@ -209,13 +211,7 @@ class RowScheduler:
         self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
         labels = graph.model, graph.name
         self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
-        self._metrics.busy_slots.labels(*labels)
-        self._metrics.joined_images.labels(*labels)
-        self._metrics.rows.labels(graph.model)
-        self._metrics.first_row_seconds.labels(graph.model)
-        for reason in get_args(Departure):
-            if reason != "finished":
-                self._metrics.unfinished_images.labels(*labels, reason)
+        self._metrics.expect_painting(*labels)
 
     def _wake(self, graph: LoadedGraph, images: int) -> None:
         """Start lanes that stand still; more of them than images would find nothing to paint."""
@@ -381,6 +377,8 @@ class RowScheduler:
     def _keep_rows(self, graph: LoadedGraph, painted: PaintedRows, seconds: float) -> None:
         """Take what a step painted, on the event loop."""
         self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+        requests = len({slot.job for slot in painted.slots})
+        self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * requests)
         self._metrics.rows.labels(graph.model).inc(len(painted.slots))
         keep_rows(painted)
         for slot, row in zip(painted.slots, painted.rows, strict=True):
@@ -396,8 +394,12 @@ class RowScheduler:
         labels = graph.model, graph.name
         self._metrics.waiting_images.labels(*labels).dec(len(slots))
         self._metrics.busy_slots.labels(*labels).inc(len(slots))
-        begun = sum(slot.row > 0 for slot in slots)  # and counted when they began
-        self._metrics.joined_images.labels(*labels).inc(len(slots) - begun)
+        new = [slot for slot in slots if not slot.row]  # the others were counted when they began
+        self._metrics.joined_images.labels(*labels).inc(len(new))
+        self._metrics.queued_requests.labels(*labels).dec(sum(not slot.image for slot in new))
+        now = self._clock()
+        for slot in new:
+            self._metrics.queue_seconds.labels(graph.model).observe(now - slot.job.submitted)
 
     def _count_parked(self, graph: LoadedGraph, images: int) -> None:
         labels = graph.model, graph.name

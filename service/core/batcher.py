@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 from service.runtime.session import Session
+from service.tracing import OFF, Tracing, WorkTrace
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -58,6 +59,7 @@ class Job:
     deadline: float  # on the batcher's clock, seconds
     future: asyncio.Future[Outputs]
     submitted: float
+    trace: WorkTrace = field(default_factory=WorkTrace)
     taken: int = 0  # rows handed to workers
     started: bool = False  # whether a worker has had any of them
     finished: int = 0  # rows whose outputs are there
@@ -172,6 +174,7 @@ class Batcher:
         maximum_batch_rows: int,
         maximum_queued_rows: int,
         metrics: Metrics,
+        tracing: Tracing = OFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
@@ -180,6 +183,7 @@ class Batcher:
         self._maximum_batch_rows = maximum_batch_rows
         self._maximum_queued_rows = maximum_queued_rows
         self._metrics = metrics
+        self._tracing = tracing
         self._clock = clock
         self._queues: dict[LoadedGraph, RowQueue] = {}
         self._turns: dict[LoadedGraph, RowQueue] = {}  # those with rows; who is served goes last
@@ -198,7 +202,8 @@ class Batcher:
         rows = len(next(iter(inputs.values())))
         self._check_room(rows, deadline)
         future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
-        job = Job(inputs, rows, deadline, future, self._clock())
+        trace = self._tracing.work("compute", graph.model, graph.name, rows)
+        job = Job(inputs, rows, deadline, future, self._clock(), trace)
         queue = self._queues.get(graph) or self._open(graph)
         queue.add(job)
         self._turns.setdefault(graph, queue)
@@ -259,6 +264,7 @@ class Batcher:
         self._jobs.discard(job)
         queue.forget(job)
         self._count_started(graph, job)
+        job.trace.end()
         self._metrics.queued_rows.set(self._queued_rows())
 
     def _dispatch(self) -> None:
@@ -290,7 +296,7 @@ class Batcher:
         reason: Release = "full" if full else "drained" if drained else "shared"
         self._metrics.batches.labels(graph.model, graph.name, reason).inc()
         self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
-        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows))
+        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows, reason))
         self._batches.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._batches.discard)
 
@@ -300,14 +306,20 @@ class Batcher:
             job.started = True
             self._metrics.queued_requests.labels(graph.model, graph.name).dec()
 
-    async def _run_batch(self, graph: LoadedGraph, batch: list[Slice], rows: int) -> None:
+    async def _run_batch(
+        self, graph: LoadedGraph, batch: list[Slice], rows: int, reason: Release
+    ) -> None:
         started = self._clock()
+        members = [part.job.trace for part in batch]
+        trace = self._tracing.batch(graph.model, graph.name, rows, reason, members)
         for part in batch:
             self._count_started(graph, part.job)
             self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
         try:
             loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
+            results = await loop.run_in_executor(
+                self._pool, trace.run, compute, graph.session, batch
+            )
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
             self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * len(batch))
@@ -320,6 +332,7 @@ class Batcher:
             for part in batch:
                 deliver(part, _failure())
         finally:
+            trace.end()
             # Whatever happened, the worker is free again: a worker lost is lost for good.
             self._idle += 1
             self._running_rows -= rows

@@ -34,6 +34,7 @@ from service.errors import (
     ShuttingDown,
 )
 from service.metrics import INTERNAL, OK, Metrics
+from service.tracing import OFF, Tracing
 
 Reproducible = Literal["bitwise", "numeric"]
 
@@ -76,9 +77,11 @@ class Engine:
         default_models: Sequence[str],
         default_timeout_seconds: float,
         reproducible: Reproducible,
+        tracing: Tracing = OFF,
     ) -> None:
         self.models = models
         self.limits = limits
+        self.tracing = tracing
         self._batcher = batcher
         self._rows = rows
         self._metrics = metrics

@@ -40,6 +40,7 @@ from service.core.lanes import (
 from service.core.manifest import Graph
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
+from service.tracing import OFF, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class RowScheduler:
         bulk_limit: int,
         maximum_waiting_images: int,
         metrics: Metrics,
+        tracing: Tracing = OFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the numbers of workers, of a lane's slots, and of those that one job may have."""
@@ -106,6 +108,7 @@ class RowScheduler:
         self._bulk_limit = bulk_limit
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
+        self._tracing = tracing
         self._clock = clock
         self._closing = False
         self._lock = threading.Lock()
@@ -126,7 +129,8 @@ class RowScheduler:
         with self._lock:
             self._check_room(len(canvas), deadline)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            job = PaintJob(canvas, deadline, future, self._clock())
+            trace = self._tracing.work("paint", graph.model, graph.name, len(canvas))
+            job = PaintJob(canvas, deadline, future, self._clock(), trace)
             if graph not in self._lanes:
                 self._open(graph, ports)
             self._jobs[job] = graph
@@ -193,6 +197,7 @@ class RowScheduler:
 
     def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         job.changed.set()  # whoever streams it must not wait for ever
+        job.trace.end()
         if not job.future.cancelled():
             job.future.exception()  # looked at: asyncio would log it where everybody has left
         with self._lock:
@@ -399,6 +404,7 @@ class RowScheduler:
         self._metrics.queued_requests.labels(*labels).dec(sum(not slot.image for slot in new))
         now = self._clock()
         for slot in new:
+            slot.job.trace.begin()
             self._metrics.queue_seconds.labels(graph.model).observe(now - slot.job.submitted)
 
     def _count_parked(self, graph: LoadedGraph, images: int) -> None:

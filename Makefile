@@ -12,7 +12,7 @@ PROTOC := .venv-proto/bin/python -m grpc_tools.protoc \
 # One thread for each of torch's and numpy's pools in tests: the workers are the parallelism.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: serve test test-full check fix train export bench proto schema pictures anomaly
+.PHONY: serve test test-full check fix train export bench proto schema dashboards pictures anomaly
 
 serve: .venv/serving
 	$(BIN)/genserve serve
@@ -56,6 +56,9 @@ proto: .venv-proto/ready
 schema: .venv/developing
 	$(BIN)/python -m service.core.manifest > docs/manifest.schema.json
 	$(BIN)/python -m service.core.calibration > docs/calibration.schema.json
+
+dashboards: .venv/developing
+	$(BIN)/python deploy/grafana/generate.py
 
 # The pictures and figures in docs/, made by the service itself: start it first.
 pictures: .venv/developing

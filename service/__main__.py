@@ -26,7 +26,7 @@ from service.metrics import Metrics
 from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.score import find_images, score_files, write_rows
-from service.server import configure_logging, open_repository, serve
+from service.server import open_repository, serve
 from service.settings import Settings, read_settings
 
 _API_KEY = "GENSERVE_API_KEY"  # not a flag: other users of a machine see those
@@ -133,7 +133,6 @@ def _add_generation_arguments(command: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     settings = read_settings({name: given[name] for name in Settings.model_fields if name in given})
-    configure_logging(settings.log_level)
     uvloop.run(serve(settings))
 
 

@@ -1,16 +1,36 @@
 """Every Prometheus metric, on a registry that is passed in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
-from service.errors import GenserveError
+from service.errors import (
+    DeadlineExceeded,
+    GenserveError,
+    InferenceFailed,
+    ModelUnavailable,
+    QueueFull,
+    RequestCancelled,
+    ShuttingDown,
+)
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _P_VALUES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+OK, INTERNAL = "OK", "INTERNAL"
+"""Codes of requests that ended without a GenserveError: with their result, or by a fault."""
+
+_SERVER_FAULTS = (
+    DeadlineExceeded,
+    InferenceFailed,
+    ModelUnavailable,
+    QueueFull,
+    RequestCancelled,
+    ShuttingDown,
+)
 
 
 class Metrics:
@@ -50,10 +70,17 @@ class Metrics:
 
         # Batches: rows of inputs that share a run
         self.queue_seconds = seconds(
-            "genserve_queue_seconds", "Time that rows waited before their batch started.", ["model"]
+            "genserve_queue_seconds",
+            "Time that rows waited before their batch started, and images before they got a slot.",
+            ["model"],
         )
         self.compute_seconds = seconds(
             "genserve_compute_seconds", "Time that one batch ran.", ["model", "graph"]
+        )
+        self.request_compute_seconds = counter(
+            "genserve_request_compute_seconds",
+            "Time that batches ran, counted once for each request that had rows in them.",
+            ["model"],
         )
         self.batch_rows = rows("genserve_batch_rows", "Rows in a batch.", ["model", "graph"])
         self.batches = counter(
@@ -62,6 +89,11 @@ class Metrics:
             ["model", "graph", "reason"],
         )
         self.queued_rows = gauge("genserve_queued_rows", "Rows waiting for a worker.")
+        self.queued_requests = gauge(
+            "genserve_queued_requests",
+            "Requests of which nothing runs yet: no row has a worker, no image a slot.",
+            ["model", "graph"],
+        )
 
         # Painting: rows of pixels, of images that share every step
         self.rows = counter("genserve_rows", "Rows painted.", ["model"])
@@ -130,6 +162,11 @@ class Metrics:
             "1 when the model serves, 0 when it does not.",
             ["model", "version"],
         )
+        self.model_refused = gauge(
+            "genserve_model_refused",
+            "1 when the model failed to load and does not serve; GET /models says why.",
+            ["model", "version"],
+        )
 
         self.model_loads = counter(
             "genserve_model_loads",
@@ -141,6 +178,43 @@ class Metrics:
             # The lookup that prometheus_client makes each time costs more than what it finds.
             if isinstance(metric, Counter | Gauge | Histogram):
                 metric.labels = cache(metric.labels)  # type: ignore[method-assign, assignment]
+
+    def expect_model(self, model: str, operations: Iterable[str]) -> None:
+        """Show what requests of a model are counted by, at zero.
+
+        A rate needs the value before the first request: of a series that begins at 1 it misses
+        that request. What a client does wrong has too many names to show them all.
+        """
+        codes = (OK, INTERNAL, *(error.reason for error in _SERVER_FAULTS))
+        for operation in operations:
+            self.images.labels(model, operation)
+            self.request_seconds.labels(model, operation)
+            for code in codes:
+                self.requests.labels(model, operation, code)
+        self.queue_seconds.labels(model)
+        self.request_compute_seconds.labels(model)
+
+    def expect_graph(self, model: str, graph: str) -> None:
+        """Show what runs of a graph are counted by, at zero."""
+        self.compute_seconds.labels(model, graph)
+        self.queued_requests.labels(model, graph)
+
+    def expect_batches(self, model: str, graph: str) -> None:
+        """Show what batches of a graph are counted by, at zero."""
+        self.expect_graph(model, graph)
+        self.batch_rows.labels(model, graph)
+        for reason in ("full", "drained", "shared"):
+            self.batches.labels(model, graph, reason)
+
+    def expect_painting(self, model: str, graph: str) -> None:
+        """Show what images that are painted by a graph are counted by, at zero."""
+        self.expect_graph(model, graph)
+        self.rows.labels(model)
+        self.first_row_seconds.labels(model)
+        for metric in (self.busy_slots, self.waiting_images, self.joined_images):
+            metric.labels(model, graph)
+        for reason in ("cancelled", "deadline", "failed"):
+            self.unfinished_images.labels(model, graph, reason)
 
     @contextmanager
     def counting_refusals(self, operation: str) -> Iterator[None]:

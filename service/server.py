@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import uvicorn
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from service.admission import Admission
 from service.api.app import create_app
@@ -25,6 +25,7 @@ from service.core.models import Models
 from service.core.requests import Limits
 from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, RepositoryUnavailable, StartupError
+from service.inference_metrics import InferenceMetrics
 from service.keys import Keys, read_keys
 from service.metrics import Metrics
 from service.mirror import Mirror
@@ -32,6 +33,7 @@ from service.rpc.server import Rpc, create_server
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.settings import Settings
 from service.tls import Identity, find_identity
+from service.tracing import OFF, Tracing
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
 _PORT_SECONDS = 0.02  # between attempts to take a port again
@@ -41,7 +43,7 @@ _ENCODER = json.JSONEncoder(default=str)
 log = logging.getLogger(__name__)
 
 
-def build_engine(settings: Settings, metrics: Metrics) -> Engine:
+def build_engine(settings: Settings, metrics: Metrics, tracing: Tracing = OFF) -> Engine:
     """Build the engine over the settings' model repository; nothing is loaded yet.
 
     Raises StartupError where the repository is missing or holds no model of a default name.
@@ -51,6 +53,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         maximum_batch_rows=settings.maximum_batch_rows,
         maximum_queued_rows=settings.maximum_queued_rows,
         metrics=metrics,
+        tracing=tracing,
     )
     rows = RowScheduler(
         workers=settings.workers,
@@ -58,6 +61,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         bulk_limit=max(1, settings.row_slots * 3 // 4),
         maximum_waiting_images=settings.maximum_waiting_images,
         metrics=metrics,
+        tracing=tracing,
     )
 
     def forget(graph: LoadedGraph) -> None:
@@ -80,6 +84,7 @@ def build_engine(settings: Settings, metrics: Metrics) -> Engine:
         default_timeout_seconds=settings.default_timeout_ms / 1000,
         reproducible="bitwise" if settings.provider == "cpu" else "numeric",
         administrable=settings.api_key_hashes is not None,
+        tracing=tracing,
     )
 
 
@@ -108,14 +113,16 @@ async def serve(settings: Settings) -> None:
 
     Raises StartupError where a port is taken or the settings don't fit what is installed.
     """
+    tracing = _find_tracing(settings.traces)
+    _configure_logging(settings.log_level, tracing)
     check_installation()
-    metrics = Metrics(CollectorRegistry())
+    metrics = _build_metrics()
     identity = find_identity(settings.tls_certificate, settings.tls_private_key)
     keys = read_keys(settings.api_key_hashes) if settings.api_key_hashes else None
     admission = Admission(
         maximum_requests=settings.maximum_requests, maximum_bytes=settings.maximum_held_bytes
     )
-    engine = build_engine(settings, metrics)
+    engine = build_engine(settings, metrics, tracing)
     listener = _listen("REST", settings.host, settings.http_port, "GENSERVE_HTTP_PORT")
     rest = _HttpServer(_http_config(settings, engine, metrics, admission, keys, identity))
     create_rpc = partial(
@@ -177,6 +184,7 @@ async def serve(settings: Settings) -> None:
         await rpc.server.stop(0)
     await drained
     await replacing
+    await asyncio.to_thread(tracing.close)
     log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
 
 
@@ -189,10 +197,32 @@ async def _drain(
     await asyncio.gather(serving, rpc.server.stop(seconds))
 
 
-def configure_logging(level: str) -> None:
-    """Write log records as one JSON object a line, to standard error."""
+def _find_tracing(traces: Literal["none", "otlp"]) -> Tracing:
+    """Return what traces requests as it is set; raises StartupError where it is not installed."""
+    if traces == "none":
+        return OFF
+    try:
+        # Here, so that a server without traces neither needs nor loads it.
+        from service.opentelemetry_tracing import OpenTelemetryTracing
+    except ImportError as error:
+        raise StartupError(
+            f"traces need OpenTelemetry ({error}); pip install 'genserve[otel]'"
+        ) from error
+    return OpenTelemetryTracing()
+
+
+def _build_metrics() -> Metrics:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    registry.register(InferenceMetrics(metrics))
+    ProcessCollector(registry=registry)
+    return metrics
+
+
+def _configure_logging(level: str, tracing: Tracing) -> None:
+    """Write log records as one JSON object a line, to standard error; of a trace, with its ids."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter())
+    handler.setFormatter(_JsonFormatter(tracing))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     # No record says these, so they need not be found out for each of them.
@@ -213,6 +243,10 @@ class _JsonFormatter(logging.Formatter):
 
     _STANDARD = frozenset(vars(logging.makeLogRecord({})) | {"message": 0, "asctime": 0})
 
+    def __init__(self, tracing: Tracing) -> None:
+        super().__init__()
+        self._tracing = tracing
+
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
         entry = {
@@ -220,6 +254,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._tracing.context(),
             **extra,
         }
         if record.exc_info:

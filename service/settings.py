@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     tls_private_key: Path | None = Field(
         None, description="PEM file of the certificate's private key, unencrypted"
     )
+    traces: Literal["none", "otlp"] = Field(
+        "none",
+        description="where traces of requests go; otlp, by the variables OTEL_*, needs the extra "
+        "otel",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe log record that is written"
     )

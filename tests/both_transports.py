@@ -34,12 +34,12 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
 
 
 def counts(metrics: Metrics) -> dict[tuple[str, str, str], float]:
-    """Return how many requests were answered, by model, operation and code."""
+    """Return how many requests were answered, by model, operation and code; no zeros."""
     (family,) = metrics.requests.collect()
     return {
         (sample.labels["model"], sample.labels["operation"], sample.labels["code"]): sample.value
         for sample in family.samples
-        if sample.name == "genserve_requests_total"
+        if sample.name == "genserve_requests_total" and sample.value
     }
 
 

@@ -59,8 +59,17 @@ def test_only_one_file_imports_the_runtime() -> None:
     assert importers == {"service/runtime/onnx_session.py"}
 
 
+def test_only_one_file_imports_opentelemetry() -> None:
+    importers = {
+        path.name
+        for path in (ROOT / "service").rglob("*.py")
+        if any(is_within(module, "opentelemetry") for module in imported_modules(path))
+    }
+    assert importers == {"opentelemetry_tracing.py"}
+
+
 def test_leaves_import_nothing_of_the_service_but_errors() -> None:
-    for name in ("errors", "metrics", "images"):
+    for name in ("errors", "metrics", "images", "tracing"):
         for module in imported_modules(ROOT / "service" / f"{name}.py"):
             assert not is_within(module, "service") or is_within(module, "service.errors")
 

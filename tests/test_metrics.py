@@ -1,21 +1,27 @@
-"""What the metrics say of painting, through an engine, and that Prometheus likes their names."""
+"""What the metrics say of requests and painting, and that Prometheus likes their names."""
 
 import asyncio
 import re
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.core.engine import Engine
-from service.core.requests import SampleRequest
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.core.requests import ConditionRequest, DecodeRequest, SampleRequest
+from service.errors import DeadlineExceeded, InferenceFailed, OutOfRange
+from service.inference_metrics import InferenceMetrics
 from service.metrics import Metrics
 from service.settings import Settings
-from tests.fakes import SIDE, GatedSession
+from tests.fakes import LATENT, SIDE, GatedSession
+from tests.live import LiveServer
 
 MODEL = "toy-raster"
 SLOTS = 16
@@ -198,3 +204,119 @@ async def test_names_and_units_are_as_prometheus_asks(
         assert family.documentation.endswith(".")
         assert not {"ms", "milliseconds", "minutes", "kilobytes", "percent"} & set(words)
         assert not {"gauge", "counter", "histogram", "total", "sum", "count"} & set(words)
+
+
+def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """Return the values of one metric's samples by the values of their labels, in their order."""
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+async def test_what_can_be_named_is_there_and_zero_before_the_first_request(
+    engine: Engine, metrics: Metrics
+) -> None:
+    requests = samples(metrics, "genserve_requests_total")
+    assert {
+        (MODEL, "complete", "OK"),
+        (MODEL, "sample", "QUEUE_FULL"),
+        ("toy-gan", "decode", "DEADLINE_EXCEEDED"),
+        ("toy-vae", "likelihood", "INFERENCE_FAILED"),
+    } < requests.keys()
+    assert (MODEL, "decode", "OK") not in requests, "which it does not offer"
+    assert ("toy-gan", "decode", "full") in samples(metrics, "genserve_batches_total")
+    assert (MODEL, "row_step") in samples(metrics, "genserve_busy_slots")
+    assert (MODEL, "log_likelihood") in samples(metrics, "genserve_compute_seconds_count")
+    assert (MODEL, "row_step") not in samples(metrics, "genserve_batch_rows_count")
+    told = {"genserve_model_ready", "genserve_model_load_seconds"}
+    values = {
+        sample.name: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name not in told and not sample.name.endswith("_created")
+    }
+    assert set(values.values()) == {0.0}
+
+
+async def test_requests_are_queued_until_a_worker_has_rows_of_them(
+    engine: Engine, metrics: Metrics
+) -> None:
+    def queued() -> float:
+        return samples(metrics, "genserve_queued_requests")["toy-gan", "decode"]
+
+    model = engine.models.find("toy-gan")
+    session = GatedSession(model.graphs["decode"].session)
+    model.graphs["decode"] = replace(model.graphs["decode"], session=session)
+    latents = np.zeros((2, LATENT), np.float32)
+    request = DecodeRequest(latents=latents, condition=ConditionRequest(classes=[1]))
+    running = asyncio.create_task(engine.run("decode", request, model="toy-gan"))
+    await until(session.started.is_set)
+    assert queued() == 0
+    waiting = [
+        asyncio.create_task(engine.run("decode", request, model="toy-gan")) for _ in range(3)
+    ]
+    await until(lambda: queued() == 3)
+    waiting[0].cancel()
+    await until(lambda: queued() == 2)
+    session.gate.set()
+    await asyncio.gather(running, *waiting[1:])
+    assert queued() == 0
+    assert session.batches == [2, 4]
+    (each,) = (samples(metrics, "genserve_compute_seconds_sum")["toy-gan", "decode"],)
+    shared = samples(metrics, "genserve_request_compute_seconds_total")["toy-gan",]
+    assert each < shared <= 2 * each, "the second batch counts for both of its requests"
+
+
+async def test_triton_s_names_tell_the_same(
+    engine: Engine, metrics: Metrics, gated: Breakable
+) -> None:
+    metrics.registry.register(InferenceMetrics(metrics))
+    gated.gate.set()
+    await engine.run("sample", SampleRequest(count=3), model=MODEL)
+    await engine.run("sample", SampleRequest(count=5), model="toy-flow")
+    with pytest.raises(OutOfRange):
+        await engine.run("sample", SampleRequest(count=0), model=MODEL)
+    gated.broken = True
+    with pytest.raises(InferenceFailed):
+        await engine.run("sample", SampleRequest(), model=MODEL)
+    await until(lambda: painting(metrics)["busy_slots"] == 0)
+
+    def triton(name: str) -> dict[tuple[str, ...], float]:
+        return samples(metrics, f"nv_inference_{name}")
+
+    assert triton("request_success")[MODEL,] == triton("request_success")["toy-flow",] == 1
+    assert triton("request_success")["toy-gan",] == 0
+    failures = triton("request_failure")
+    assert failures[MODEL, "OTHER"] == failures[MODEL, "BACKEND"] == 1
+    assert failures[MODEL, "REJECTED"] == failures[MODEL, "CANCELED"] == 0
+    assert triton("count")[MODEL,] == 3 * SIDE
+    assert triton("count")["toy-flow",] == 5
+    assert (
+        triton("exec_count")[MODEL,]
+        == samples(metrics, "genserve_compute_seconds_count")[MODEL, "row_step"]
+        == SIDE
+    )
+    assert set(triton("pending_request_count").values()) == {0.0}
+    for name, ours in (
+        ("queue_duration_us", "genserve_queue_seconds_sum"),
+        ("compute_infer_duration_us", "genserve_request_compute_seconds_total"),
+    ):
+        assert triton(name)[MODEL,] == 1e6 * samples(metrics, ours)[MODEL,] > 0
+    assert triton("request_duration_us")[MODEL,] > triton("compute_infer_duration_us")[MODEL,]
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool comes with prometheus")
+def test_promtool_finds_fault_with_triton_s_names_alone(repository: Path) -> None:
+    with LiveServer(repository, default_models="toy-gan") as server:
+        server.wait_until_ready()
+        _, text = server.get("/metrics")
+    assert "process_resident_memory_bytes" in text and "genserve_requests_total" in text
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+    )
+    assert checked.returncode in (0, 3), checked.stderr  # 3: it has something to complain of
+    ours = [line for line in checked.stderr.splitlines() if not line.startswith("nv_inference_")]
+    assert ours == []

@@ -114,7 +114,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["*"],
         )
-    app.add_middleware(Envelope)  # added last, so it is around all
+    app.add_middleware(Envelope, tracing=engine.tracing)  # added last, so it is around all
     limits = BodyLimits(
         bytes=maximum_body_bytes,
         files=engine.limits.count,

@@ -8,6 +8,7 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import CLIENT_CLOSED_REQUEST, internal_problem
+from service.tracing import Tracing
 
 REQUEST_ID = "X-Request-Id"
 
@@ -21,16 +22,24 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 class Envelope:
     """Middleware around the whole app, so that no answer leaves without an id."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange; other scopes than HTTP pass through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        request_id, method, path = _request_id(scope), scope["method"], scope["path"]
+        attributes = {"http.request.method": method, "url.path": path, "request_id": request_id}
+        with self._tracing.request(f"{method} {path}", scope["headers"], **attributes) as trace:
+            status = await self._serve(scope, receive, send, request_id)
+            trace.answered(status, fault=status >= 500)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Serve one exchange and return its status."""
         started, status = time.monotonic(), 0
-        request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -57,6 +66,7 @@ class Envelope:
                     "seconds": round(time.monotonic() - started, 6),
                 },
             )
+        return status or CLIENT_CLOSED_REQUEST
 
 
 def _request_id(scope: Scope) -> str:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 from service.runtime.session import Session
+from service.tracing import OFF, Tracing, WorkTrace
 
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = dict[str, NDArray[Any]]
@@ -58,7 +59,9 @@ class Job:
     deadline: float  # on the batcher's clock, seconds
     future: asyncio.Future[Outputs]
     submitted: float
+    trace: WorkTrace = field(default_factory=WorkTrace)
     taken: int = 0  # rows handed to workers
+    started: bool = False  # whether a worker has had any of them
     finished: int = 0  # rows whose outputs are there
     outputs: Outputs = field(default_factory=dict)
 
@@ -171,6 +174,7 @@ class Batcher:
         maximum_batch_rows: int,
         maximum_queued_rows: int,
         metrics: Metrics,
+        tracing: Tracing = OFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
@@ -179,6 +183,7 @@ class Batcher:
         self._maximum_batch_rows = maximum_batch_rows
         self._maximum_queued_rows = maximum_queued_rows
         self._metrics = metrics
+        self._tracing = tracing
         self._clock = clock
         self._queues: dict[LoadedGraph, RowQueue] = {}
         self._turns: dict[LoadedGraph, RowQueue] = {}  # those with rows; who is served goes last
@@ -197,12 +202,14 @@ class Batcher:
         rows = len(next(iter(inputs.values())))
         self._check_room(rows, deadline)
         future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
-        job = Job(inputs, rows, deadline, future, self._clock())
+        trace = self._tracing.work("compute", graph.model, graph.name, rows)
+        job = Job(inputs, rows, deadline, future, self._clock(), trace)
         queue = self._queues.get(graph) or self._open(graph)
         queue.add(job)
         self._turns.setdefault(graph, queue)
         self._jobs.add(job)
-        future.add_done_callback(lambda _: self._leave(queue, job))
+        self._metrics.queued_requests.labels(graph.model, graph.name).inc()
+        future.add_done_callback(lambda _: self._leave(graph, queue, job))
         self._dispatch()
         try:
             async with asyncio.timeout(deadline - self._clock()):
@@ -253,15 +260,15 @@ class Batcher:
             raise _queue_full(reason, wait)
 
     def _open(self, graph: LoadedGraph) -> RowQueue:
-        """Make the queue of a graph, with its metrics at zero."""
-        for reason in get_args(Release):
-            self._metrics.batches.labels(graph.model, graph.name, reason)
+        self._metrics.expect_batches(graph.model, graph.name)
         return self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
 
-    def _leave(self, queue: RowQueue, job: Job) -> None:
+    def _leave(self, graph: LoadedGraph, queue: RowQueue, job: Job) -> None:
         """Forget a job that is answered, failed or cancelled."""
         self._jobs.discard(job)
         queue.forget(job)
+        self._count_started(graph, job)
+        job.trace.end()
         self._metrics.queued_rows.set(self._queued_rows())
 
     def _dispatch(self) -> None:
@@ -293,19 +300,33 @@ class Batcher:
         reason: Release = "full" if full else "drained" if drained else "shared"
         self._metrics.batches.labels(graph.model, graph.name, reason).inc()
         self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
-        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows))
+        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows, reason))
         self._batches.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._batches.discard)
 
-    async def _run_batch(self, graph: LoadedGraph, batch: list[Slice], rows: int) -> None:
+    def _count_started(self, graph: LoadedGraph, job: Job) -> None:
+        """Take note that a job waits no more: a worker has it, or it left before."""
+        if not job.started:
+            job.started = True
+            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
+
+    async def _run_batch(
+        self, graph: LoadedGraph, batch: list[Slice], rows: int, reason: Release
+    ) -> None:
         started = self._clock()
+        members = [part.job.trace for part in batch]
+        trace = self._tracing.batch(graph.model, graph.name, rows, reason, members)
         for part in batch:
+            self._count_started(graph, part.job)
             self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
         try:
             loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._pool, compute, graph.session, batch)
+            results = await loop.run_in_executor(
+                self._pool, trace.run, compute, graph.session, batch
+            )
             seconds = self._clock() - started
             self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+            self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * len(batch))
             if queue := self._queues.get(graph):  # none, where its last rows were given up
                 queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
             for part, result in zip(batch, results, strict=True):
@@ -315,6 +336,7 @@ class Batcher:
             for part in batch:
                 deliver(part, _failure())
         finally:
+            trace.end()
             # Whatever happened, the worker is free again: a worker lost is lost for good.
             self._idle += 1
             self._running_rows -= rows

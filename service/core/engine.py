@@ -36,7 +36,8 @@ from service.errors import (
     RequestCancelled,
     ShuttingDown,
 )
-from service.metrics import Metrics
+from service.metrics import INTERNAL, OK, Metrics
+from service.tracing import OFF, Tracing
 
 Reproducible = Literal["bitwise", "numeric"]
 
@@ -83,10 +84,12 @@ class Engine:
         default_timeout_seconds: float,
         reproducible: Reproducible,
         administrable: bool = False,
+        tracing: Tracing = OFF,
     ) -> None:
         """Run on `models`; clients may load and unload them where it is `administrable`."""
         self.models = models
         self.limits = limits
+        self.tracing = tracing
         self._batcher = batcher
         self._rows = rows
         self._metrics = metrics
@@ -290,7 +293,7 @@ class Engine:
     ) -> Iterator[tuple[Model, float]]:
         """Take a request, for a model and until a deadline, and count how it ends."""
         started = time.monotonic()
-        label, code = "", "INTERNAL"
+        label, code = "", INTERNAL
         self._enter()
         try:
             found = self.models.find(model) if model else self._default_model(operation)
@@ -301,7 +304,7 @@ class Engine:
                 timeout_seconds = self.default_timeout_seconds
             with found.in_use():
                 yield found, started + timeout_seconds
-            code = "OK"
+            code = OK
         except GenserveError as error:
             code = error.reason
             raise

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
 from service.core.manifest import Graph, Port
+from service.tracing import WorkTrace
 
 Array = NDArray[Any]
 
@@ -52,6 +53,7 @@ class PaintJob:
     deadline: float  # on the scheduler's clock, seconds
     future: asyncio.Future[None]
     submitted: float
+    trace: WorkTrace = field(default_factory=WorkTrace)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     finished: int = 0  # images
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -166,6 +167,24 @@ class Models:
         self._table: list[Model] = []  # in order
         for model in self._scan():
             self._add(model)
+
+    def _expect(self, model: Model) -> None:
+        """Show a model's metrics, from its first moment."""
+
+        def is_in(state: str) -> bool:
+            return model.state == state and model in self._table
+
+        labels = model.name, model.version
+        self._metrics.model_ready.labels(*labels).set_function(partial(is_in, "ready"))
+        self._metrics.model_refused.labels(*labels).set_function(partial(is_in, "refused"))
+        if model.manifest is None:
+            return
+        self._metrics.expect_model(model.name, model.manifest.operations)
+        for name, graph in model.manifest.graphs.items():
+            if graph.output("levels"):
+                self._metrics.expect_painting(model.name, name)
+            else:
+                self._metrics.expect_batches(model.name, name)
 
     def all(self) -> list[Model]:
         """Return every model, by name, oldest version first."""
@@ -339,12 +358,11 @@ class Models:
 
     def _add(self, model: Model) -> None:
         self._table = sorted([*self._table, model], key=lambda model: model.order)
-        self._metrics.model_ready.labels(model.name, model.version).set(model.state == "ready")
+        self._expect(model)
 
     def _replace(self, old: Model, new: Model | None) -> asyncio.Task[None]:
         """Change the table in one step; what leaves it is freed once its last request has ended."""
         self._table.remove(old)
-        self._metrics.model_ready.labels(old.name, old.version).set(0)
         if new is not None:
             self._add(new)
         task = asyncio.get_running_loop().create_task(self._free_when_idle(old))
@@ -385,7 +403,6 @@ class Models:
         else:
             seconds = time.monotonic() - started
             self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
-            self._metrics.model_ready.labels(model.name, model.version).set(1)
             model.state = "ready"
             log.info("model ready", extra={"model": model.name, "seconds": round(seconds, 3)})
         self._metrics.model_loads.labels(model.name, model.state).inc()

@@ -24,7 +24,6 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
 
 from service.core.batcher import LoadedGraph
 from service.core.lanes import (
@@ -41,6 +40,7 @@ from service.core.lanes import (
 from service.core.manifest import Graph
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
+from service.tracing import OFF, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class RowScheduler:
         bulk_limit: int,
         maximum_waiting_images: int,
         metrics: Metrics,
+        tracing: Tracing = OFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the numbers of workers, of a lane's slots, and of those that one job may have."""
@@ -107,6 +108,7 @@ class RowScheduler:
         self._bulk_limit = bulk_limit
         self._maximum_waiting_images = maximum_waiting_images
         self._metrics = metrics
+        self._tracing = tracing
         self._clock = clock
         self._closing = False
         self._lock = threading.Lock()
@@ -128,13 +130,15 @@ class RowScheduler:
         with self._lock:
             self._check_room(len(canvas), deadline)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            job = PaintJob(canvas, deadline, future, self._clock())
+            trace = self._tracing.work("paint", graph.model, graph.name, len(canvas))
+            job = PaintJob(canvas, deadline, future, self._clock(), trace)
             if graph not in self._lanes:
                 self._open(graph, ports)
             self._jobs[job] = graph
             self._next_deadline = min(self._next_deadline, deadline)
             self._waiting[graph][job] = None
             self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
+            self._metrics.queued_requests.labels(graph.model, graph.name).inc()
             self._wake(graph, len(canvas))
         future.add_done_callback(lambda _: self._end(graph, job))
         return job
@@ -205,6 +209,7 @@ class RowScheduler:
 
     def _end(self, graph: LoadedGraph, job: PaintJob) -> None:
         job.changed.set()  # whoever streams it must not wait for ever
+        job.trace.end()
         if not job.future.cancelled():
             job.future.exception()  # looked at: asyncio would log it where everybody has left
         with self._lock:
@@ -213,6 +218,8 @@ class RowScheduler:
             slotless = len(job.canvas) - job.joined + len(job.parked)
             reasons = [departure(slot, self._clock()) for slot in job.parked]
         self._metrics.waiting_images.labels(graph.model, graph.name).dec(slotless)
+        if not job.joined:
+            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
         self._count_unfinished(graph, reasons)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
@@ -221,13 +228,7 @@ class RowScheduler:
         self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
         labels = graph.model, graph.name
         self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
-        self._metrics.busy_slots.labels(*labels)
-        self._metrics.joined_images.labels(*labels)
-        self._metrics.rows.labels(graph.model)
-        self._metrics.first_row_seconds.labels(graph.model)
-        for reason in get_args(Departure):
-            if reason != "finished":
-                self._metrics.unfinished_images.labels(*labels, reason)
+        self._metrics.expect_painting(*labels)
 
     def _close_lanes(self, graph: LoadedGraph) -> None:
         if graph in self._leaving and not any(lane.running for lane in self._lanes[graph]):
@@ -401,6 +402,8 @@ class RowScheduler:
     def _keep_rows(self, graph: LoadedGraph, painted: PaintedRows, seconds: float) -> None:
         """Take what a step painted, on the event loop."""
         self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+        requests = len({slot.job for slot in painted.slots})
+        self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * requests)
         self._metrics.rows.labels(graph.model).inc(len(painted.slots))
         keep_rows(painted)
         for slot, row in zip(painted.slots, painted.rows, strict=True):
@@ -416,8 +419,13 @@ class RowScheduler:
         labels = graph.model, graph.name
         self._metrics.waiting_images.labels(*labels).dec(len(slots))
         self._metrics.busy_slots.labels(*labels).inc(len(slots))
-        begun = sum(slot.row > 0 for slot in slots)  # and counted when they began
-        self._metrics.joined_images.labels(*labels).inc(len(slots) - begun)
+        new = [slot for slot in slots if not slot.row]  # the others were counted when they began
+        self._metrics.joined_images.labels(*labels).inc(len(new))
+        self._metrics.queued_requests.labels(*labels).dec(sum(not slot.image for slot in new))
+        now = self._clock()
+        for slot in new:
+            slot.job.trace.begin()
+            self._metrics.queue_seconds.labels(graph.model).observe(now - slot.job.submitted)
 
     def _count_parked(self, graph: LoadedGraph, images: int) -> None:
         labels = graph.model, graph.name

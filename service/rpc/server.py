@@ -34,6 +34,7 @@ from service.rpc.request_id import REQUEST_ID, request_id_of
 from service.rpc.servicer import GenerationServicer
 from service.rpc.standard import Health, reading_bytes
 from service.rpc.status import internal_status, to_status
+from service.tracing import Tracing
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"].full_name
 INFERENCE_SERVICE = inference_pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -43,6 +44,11 @@ log = logging.getLogger(__name__)
 
 _OPERATIONS = {"ModelInfer": INFER, "ModelStreamInfer": INFER}
 """What calls are counted as, where it is not their name."""
+_FAULTS = (
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def create_server(
     `keys` are given, calls need one.
     """
     admission = admission or Admission()
-    calls = _Calls(metrics, engine.default_timeout_seconds)
+    calls = _Calls(metrics, engine.tracing, engine.default_timeout_seconds)
     server = grpc.aio.server(
         interceptors=[Guard(metrics=metrics, admission=admission, keys=keys), calls],
         options=[
@@ -109,8 +115,9 @@ def create_server(
 class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Around every call of the service: its id, its errors as statuses, and a line in the log."""
 
-    def __init__(self, metrics: Metrics, write_seconds: float) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing, write_seconds: float) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._write_seconds = write_seconds
 
     async def intercept_service(
@@ -129,28 +136,32 @@ class _Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         serializer = handler.response_serializer
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                partial(_converse, self._write_seconds, method, handler),
+                partial(_converse, self._tracing, self._write_seconds, method, handler),
                 response_serializer=serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                partial(_stream, self._metrics, self._write_seconds, method, handler),
+                partial(
+                    _stream, self._metrics, self._tracing, self._write_seconds, method, handler
+                ),
                 response_serializer=serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            partial(_answer, self._metrics, method, handler), response_serializer=serializer
+            partial(_answer, self._metrics, self._tracing, method, handler),
+            response_serializer=serializer,
         )
 
 
 async def _answer(
     metrics: Metrics,
+    tracing: Tracing,
     method: str,
     handler: grpc.RpcMethodHandler,
     content: bytes,
     context: grpc.aio.ServicerContext,
 ) -> Message:
     """Answer one call."""
-    async with _enveloped(method, context) as request_id:
+    async with _enveloped(tracing, method, context) as request_id:
         with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             message = _parse(handler, content)
         answer = await handler.unary_unary(message, context)
@@ -161,6 +172,7 @@ async def _answer(
 
 async def _stream(
     metrics: Metrics,
+    tracing: Tracing,
     write_seconds: float,
     method: str,
     handler: grpc.RpcMethodHandler,
@@ -168,13 +180,14 @@ async def _stream(
     context: grpc.aio.ServicerContext,
 ) -> None:
     """Answer one call with messages."""
-    async with _enveloped(method, context) as request_id:
+    async with _enveloped(tracing, method, context) as request_id:
         with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             request = _parse(handler, content)
         await _write_all(handler.unary_stream(request, context), request_id, context, write_seconds)
 
 
 async def _converse(
+    tracing: Tracing,
     write_seconds: float,
     method: str,
     handler: grpc.RpcMethodHandler,
@@ -191,7 +204,7 @@ async def _converse(
                 message = error
             yield message
 
-    async with _enveloped(method, context) as request_id:
+    async with _enveloped(tracing, method, context) as request_id:
         await _write_all(
             handler.stream_stream(messages(), context), request_id, context, write_seconds
         )
@@ -223,35 +236,45 @@ async def _write_all(
 
 
 @asynccontextmanager
-async def _enveloped(method: str, context: grpc.aio.ServicerContext) -> AsyncIterator[str]:
+async def _enveloped(
+    tracing: Tracing, method: str, context: grpc.aio.ServicerContext
+) -> AsyncIterator[str]:
     """End a call with a status, whatever happens, and write its line in the log."""
     started, request_id = time.monotonic(), request_id_of(context)
-    status = grpc.StatusCode.CANCELLED  # stays where the client leaves
+    status, refusal = grpc.StatusCode.CANCELLED, None  # stays where the client leaves
     await context.send_initial_metadata(((REQUEST_ID, request_id),))
-    try:
-        yield request_id
-        status = grpc.StatusCode.OK
-        return
-    except GenserveError as error:
-        refusal = to_status(error)
-        status = refusal.code
-        if status is grpc.StatusCode.INTERNAL:
-            log.error(error.message, extra={"reason": error.reason, "request_id": request_id})
-    except Exception:
-        refusal = internal_status(request_id)
-        status = refusal.code
-        log.exception("unexpected error", extra={"request_id": request_id})
-    finally:
-        access.info(
-            "request",
-            extra={
-                "request_id": request_id,
-                "method": method,
-                "status": status.name,
-                "seconds": round(time.monotonic() - started, 6),
-            },
-        )
-    await context.abort_with_status(refusal)
+    metadata: Any = context.invocation_metadata() or ()
+    attributes = {
+        "rpc.system": "grpc",
+        "rpc.method": f"{SERVICE}/{method}",
+        "request_id": request_id,
+    }
+    with tracing.request(f"{SERVICE}/{method}", metadata, **attributes) as trace:
+        try:
+            yield request_id
+            status = grpc.StatusCode.OK
+        except GenserveError as error:
+            refusal = to_status(error)
+            status = refusal.code
+            if status is grpc.StatusCode.INTERNAL:
+                log.error(error.message, extra={"reason": error.reason, "request_id": request_id})
+        except Exception:
+            refusal = internal_status(request_id)
+            status = refusal.code
+            log.exception("unexpected error", extra={"request_id": request_id})
+        finally:
+            access.info(
+                "request",
+                extra={
+                    "request_id": request_id,
+                    "method": method,
+                    "status": status.name,
+                    "seconds": round(time.monotonic() - started, 6),
+                },
+            )
+            trace.answered(status.name, fault=status in _FAULTS)
+    if refusal is not None:
+        await context.abort_with_status(refusal)
 
 
 def _parse(handler: grpc.RpcMethodHandler, content: bytes) -> Message:

@@ -453,6 +453,7 @@ async def document(client: httpx.AsyncClient) -> dict[str, Any]:
 
 async def test_openapi_lists_every_route(document: dict[str, Any]) -> None:
     posts = {f"/{name}" for name in core.OPERATIONS} | {"/sample/stream", "/complete/stream"}
+    posts |= {"/models/rescan", "/models/{name}/load", "/models/{name}/unload"}
     gets = {"/models", "/models/{name}", "/healthz", "/readyz", "/metrics"}
     assert {path for path, methods in document["paths"].items() if "post" in methods} == posts
     assert {path for path, methods in document["paths"].items() if "get" in methods} == gets

@@ -231,7 +231,7 @@ async def test_what_can_be_named_is_there_and_zero_before_the_first_request(
     assert (MODEL, "row_step") in samples(metrics, "genserve_busy_slots")
     assert (MODEL, "log_likelihood") in samples(metrics, "genserve_compute_seconds_count")
     assert (MODEL, "row_step") not in samples(metrics, "genserve_batch_rows_count")
-    told = {"genserve_model_ready", "genserve_model_load_seconds"}
+    told = {"genserve_model_ready", "genserve_model_load_seconds", "genserve_model_loads_total"}
     values = {
         sample.name: sample.value
         for family in metrics.registry.collect()

@@ -66,6 +66,16 @@ class Prometheus:
         alerts = self.get("alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
+    def wait_until_scraping(self) -> None:
+        """Return once the server was scraped, so that what follows is seen from its beginning."""
+        deadline = time.monotonic() + 60
+        while not any(value == "1" for _, value in self._now("up")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def _now(self, query: str) -> list[tuple[float, str]]:
+        return [found["value"] for found in self.get("query", query=query)["result"]]
+
     def series(self, query: str, start: float) -> list[list[float]]:
         """Return the finite values since `start`, second by second, of each series of a query."""
         found = self.get("query_range", query=query, start=start, end=time.time(), step=1)
@@ -210,6 +220,7 @@ def test_every_query_is_alive_under_load_and_faults_raise_their_alarms(tmp_path:
         scraping(tmp_path, server.http_port) as prometheus,
     ):
         wait_until_loaded(server)
+        prometheus.wait_until_scraping()
         start = time.time()
         time.sleep(IDLE_SECONDS)
         sustain(server, (*CALM, likelihood(digits(server))), CALM_SECONDS)

@@ -283,7 +283,7 @@ class Scene:
         wanted = {f"genserve_{name}{suffix}" for suffix in ("", "_total", "_count")}
         return sum(
             sample.value
-            for family in self.metrics.registry.collect()
+            for family in getattr(self.metrics, name).collect()  # alone: it is asked at every step
             for sample in family.samples
             if sample.name in wanted
         )

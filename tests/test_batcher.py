@@ -340,7 +340,9 @@ async def test_a_failed_run_is_not_repeated_for_who_has_left(make) -> None:
     assert ran == [-1.0, 2.0]
 
 
-async def test_every_reason_of_a_batch_is_counted_from_zero(make, metrics, graph, session) -> None:
+async def test_the_reason_of_every_batch_is_counted(make, metrics, graph, session) -> None:
+    metrics.expect_batches("toy", "decode")
+
     def batches() -> dict[str, float | None]:
         return {
             reason: metrics.registry.get_sample_value(

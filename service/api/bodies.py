@@ -69,16 +69,12 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("", *media_types(body)):
         raise _unsupported(media_type, body)
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise UnsupportedMediaType(
-            f"the Content-Encoding is {encoding[:100]}; bodies are read as they are, send identity"
-        )
     query: Fields = {}
     if request.scope["query_string"]:
         query = read_texts(body, request.query_params.multi_items())
     if media_type == FORM:
         _refuse_query(query)
+        _refuse_compressed(request)
         return check(body, await _in_time(_read_form(request, body, limits), limits.seconds))
     content = await read_content(request, limits)
     if content and not media_type:
@@ -91,7 +87,16 @@ async def read_body(request: Request, body: type[B], limits: BodyLimits) -> B:
 
 async def read_content(request: Request, limits: BodyLimits) -> bytes:
     """Read the bytes of a body; raises what `read_body` raises before it parses them."""
+    _refuse_compressed(request)
     return await _in_time(_read_bytes(request, limits.bytes), limits.seconds)
+
+
+def _refuse_compressed(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"the body is compressed, its Content-Encoding is {encoding[:100]}; send identity"
+        )
 
 
 def check(body: type[B], fields: object) -> B:

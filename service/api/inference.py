@@ -34,7 +34,6 @@ from service.errors import (
     InvalidRequest,
     MalformedRequest,
     ModelNotFound,
-    UnsupportedMediaType,
 )
 from service.metrics import Metrics
 
@@ -186,8 +185,6 @@ async def _read(
     request: Request, limits: BodyLimits
 ) -> tuple[InferenceRequest, Callable[[str], bool]]:
     """Return a request, and which of its outputs are to be bytes."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMediaType("the body is compressed; send it as it is")
     content = await read_content(request, limits)
     names, length = _names(request), request.headers.get(HEADER_LENGTH)
     if len(content) > _LARGE_BYTES:

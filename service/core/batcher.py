@@ -204,7 +204,7 @@ class Batcher:
         future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         trace = self._tracing.work("compute", graph.model, graph.name, rows)
         job = Job(inputs, rows, deadline, future, self._clock(), trace)
-        queue = self._queues.get(graph) or self._open(graph)
+        queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
         queue.add(job)
         self._turns.setdefault(graph, queue)
         self._jobs.add(job)
@@ -258,10 +258,6 @@ class Batcher:
         if self._clock() + wait > deadline:
             reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
             raise _queue_full(reason, wait)
-
-    def _open(self, graph: LoadedGraph) -> RowQueue:
-        self._metrics.expect_batches(graph.model, graph.name)
-        return self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
 
     def _leave(self, graph: LoadedGraph, queue: RowQueue, job: Job) -> None:
         """Forget a job that is answered, failed or cancelled."""

@@ -223,12 +223,11 @@ class RowScheduler:
         self._count_unfinished(graph, reasons)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
-        """Make the lanes of a graph, with its metrics at zero."""
+        """Make the lanes of a graph."""
         self._waiting[graph] = {}
         self._lanes[graph] = [Lane(graph, ports) for _ in range(self._workers)]
-        labels = graph.model, graph.name
-        self._metrics.slots.labels(*labels).inc(self._workers * self._slots)
-        self._metrics.expect_painting(*labels)
+        slots = self._metrics.slots.labels(graph.model, graph.name)
+        slots.inc(self._workers * self._slots)
 
     def _close_lanes(self, graph: LoadedGraph) -> None:
         if graph in self._leaving and not any(lane.running for lane in self._lanes[graph]):

@@ -23,7 +23,7 @@ from service.core.calibration import (
 from service.core.likelihood import measure
 from service.core.manifest import Manifest
 from service.core.preprocess import read_images
-from service.core.requests import LikelihoodRequest, Limits, Scale
+from service.core.requests import LikelihoodRequest, Limits, Scale, as_array
 from service.core.scores import Floats, Levels, Statistic
 from service.errors import GenserveError, InvalidImage, InvalidRequest, StartupError
 from service.progress import counted
@@ -161,7 +161,8 @@ def _measure(
     steps = measure(manifest, request, limits)
     call = next(steps)
     while True:
-        outputs = graphs[call.graph].session.run(call.inputs)
+        inputs = {name: as_array(rows) for name, rows in call.inputs.items()}
+        outputs = graphs[call.graph].session.run(inputs)
         try:
             call = steps.send(outputs)
         except StopIteration as end:

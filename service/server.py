@@ -7,8 +7,9 @@ import logging
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -53,6 +54,7 @@ def build_engine(settings: Settings, metrics: Metrics, tracing: Tracing = OFF) -
         maximum_batch_rows=settings.maximum_batch_rows,
         maximum_queued_rows=settings.maximum_queued_rows,
         metrics=metrics,
+        turns=2 if settings.provider == "cpu" else 1,  # on a GPU, half a batch takes as long
         tracing=tracing,
     )
     rows = RowScheduler(
@@ -225,8 +227,10 @@ def _configure_logging(level: str, tracing: Tracing) -> None:
     handler.setFormatter(_JsonFormatter(tracing))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # No record says these, so they need not be found out for each of them.
+    # No record says these, so they need not be found out for each of them: the second line is for
+    # the file, line and function that it is from.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news are in our own records
 
 
@@ -236,6 +240,12 @@ class _HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Return a time in local terms; many records are of the same second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -250,7 +260,7 @@ class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         extra = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
         entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": _second(int(record.created)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.core.batcher import Batcher, Job, LoadedGraph, RowQueue, Slice, share
+from service.core.batcher import Batcher, LoadedGraph
+from service.core.row_queue import Job, RowQueue, Slice, share
 from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -55,9 +56,27 @@ def test_idle_workers_share_what_is_queued(
         assert taken == math.ceil(queued / max(idle, workers))
 
 
+@given(
+    queued=st.integers(1, 300),
+    running=st.integers(0, 300),
+    workers=st.integers(1, 8),
+    turns=st.integers(2, 4),
+    data=st.data(),
+)
+def test_a_large_share_is_taken_in_turns(
+    queued: int, running: int, workers: int, turns: int, data: st.DataObject
+) -> None:
+    idle = data.draw(st.integers(1, workers))
+    whole = share(queued, running, idle=idle, workers=workers)
+    taken = share(queued, running, idle=idle, workers=workers, turns=turns)
+    assert min(whole, 4) <= taken <= whole
+    assert taken <= max(4, math.ceil((queued + running) / (workers * turns)))
+
+
 def test_a_lone_request_is_split_and_a_busy_worker_is_left_its_share() -> None:
     assert share(4, 0, idle=2, workers=2) == 2
     assert share(28, 4, idle=1, workers=2) == 16
+    assert share(28, 4, idle=1, workers=2, turns=2) == 8
 
 
 @given(
@@ -222,6 +241,7 @@ class Scene:
 
     workers: int
     maximum: int
+    turns: int
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     session: Turnstile = field(default_factory=Turnstile)
     visits: list[Visit] = field(default_factory=list)
@@ -236,6 +256,7 @@ class Scene:
             maximum_batch_rows=self.maximum,
             maximum_queued_rows=BOUND,
             metrics=self.metrics,
+            turns=self.turns,
             clock=self.loop.time,
         )
 
@@ -341,8 +362,8 @@ STEPS = st.lists(
 Ending = Literal["close", "abort"]
 
 
-async def play(steps: list[tuple], workers: int, maximum: int, ending: Ending) -> None:
-    scene = Scene(workers, maximum)
+async def play(steps: list[tuple], workers: int, maximum: int, turns: int, ending: Ending) -> None:
+    scene = Scene(workers, maximum, turns)
     try:
         for name, *arguments in steps:
             gone, seen = scene.gone(), len(scene.session.seen)
@@ -374,15 +395,16 @@ async def end(scene: Scene, ending: Ending) -> None:
     assert scene.total("queued_rows") == 0
 
 
-def run(steps: list[tuple], workers: int, maximum: int, ending: Ending) -> None:
+def run(steps: list[tuple], workers: int, maximum: int, turns: int, ending: Ending) -> None:
     with asyncio.Runner(loop_factory=Loop) as runner:
-        runner.run(play(steps, workers, maximum, ending))
+        runner.run(play(steps, workers, maximum, turns, ending))
 
 
 SCENES = {
     "steps": STEPS,
     "workers": st.integers(1, 3),
     "maximum": st.integers(1, 9),
+    "turns": st.integers(1, 2),
     "ending": st.sampled_from(["close", "abort"]),
 }
 
@@ -390,15 +412,15 @@ SCENES = {
 @settings(deadline=None, max_examples=150)
 @given(**SCENES)
 def test_no_request_is_lost_answered_twice_or_with_another_s_rows(
-    steps: list[tuple], workers: int, maximum: int, ending: Ending
+    steps: list[tuple], workers: int, maximum: int, turns: int, ending: Ending
 ) -> None:
-    run(steps, workers, maximum, ending)
+    run(steps, workers, maximum, turns, ending)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=3000)
 @given(**SCENES)
 def test_no_request_of_very_many_is_lost(
-    steps: list[tuple], workers: int, maximum: int, ending: Ending
+    steps: list[tuple], workers: int, maximum: int, turns: int, ending: Ending
 ) -> None:
-    run(steps, workers, maximum, ending)
+    run(steps, workers, maximum, turns, ending)

@@ -53,7 +53,7 @@ async def test_samples_are_levels_and_carry_what_made_them(engine: Engine) -> No
     result = answer.result
     assert answer.model == "toy-gan@1", "the first default model that offers sampling"
     assert result.images.shape == (5, SIDE, SIDE, 1) and result.images.dtype == np.uint8
-    assert result.latents.shape == (5, LATENT)
+    assert result.part("latents").shape == (5, LATENT)
     assert result.class_weights.shape == (5, CLASSES)
     assert result.seed == 3
 
@@ -106,10 +106,10 @@ async def test_a_zero_temperature_gives_one_image_and_truncation_bounds_latents(
     )
     assert np.array_equal(cold.result.images[0], cold.result.images[3])
     narrow = await engine.run("sample", SampleRequest(count=32, seed=1, truncation=0.2))
-    assert np.abs(narrow.result.latents).max() <= 0.2
+    assert np.abs(narrow.result.part("latents")).max() <= 0.2
     wide = await engine.run("sample", SampleRequest(count=32, seed=1))
     warm = await engine.run("sample", SampleRequest(count=32, seed=1, temperature=2.0))
-    assert np.allclose(warm.result.latents, 2.0 * wide.result.latents)
+    assert np.allclose(warm.result.part("latents"), 2.0 * wide.result.part("latents"))
 
 
 def of_class(*labels: int) -> ConditionRequest:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core import noise
+from service.core import latents, noise
 
 seeds = st.integers(0, noise.MAXIMUM_SEED)
 items = st.integers(0, 2**64 - 1)
@@ -106,6 +106,25 @@ def test_truncated_normals_stay_inside_and_keep_their_order(bound: float) -> Non
     assert np.abs(values).max() <= bound
     assert np.all(np.diff(values) >= 0)
     assert values[50] == pytest.approx(0.0, abs=1e-9)
+
+
+requests = st.tuples(
+    seeds, st.integers(1, 5), st.floats(0.0, 3.0), st.sampled_from([None, 0.5, 2.0])
+)
+
+
+@given(st.lists(requests, min_size=1, max_size=5), st.integers(1, 9))
+def test_latents_drawn_with_those_of_others_are_those_drawn_alone(
+    asked: list[tuple[int, int, float, float | None]], size: int
+) -> None:
+    alone = [
+        latents.draw(seed, count, size, temperature, truncation)
+        for seed, count, temperature, truncation in asked
+    ]
+    joined = alone[0].join(alone[1:])
+    assert joined.dtype == np.float32
+    assert np.array_equal(joined, np.concatenate([draws.join([]) for draws in alone]))
+    assert np.array_equal(alone[0][1:].join([]), alone[0].join([])[1:])
 
 
 def test_seeds_that_are_drawn_survive_a_javascript_number() -> None:

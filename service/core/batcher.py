@@ -3,39 +3,39 @@
 Work-conserving: an idle worker starts at once, and what arrives meanwhile forms the next batch.
 What is queued is split over the idle workers, so a lone request for 4 rows on two idle workers runs
 as 2 + 2; and no batch is larger than a worker's share of all rows in flight, or one worker would
-take what everybody waits for, and leave the others nothing.
+take what everybody waits for, and leave the others nothing. On a CPU, where a batch takes as long
+as its rows, a worker takes half of its share at a time: it finds the other half waiting, instead of
+nothing while everybody is being answered.
 
 A request larger than a batch is bulk work. Small requests go first, but for a quarter of the rows:
 so neither waits for all of the other. Graphs take turns, a batch each.
 
-`share` and `RowQueue` decide, and know neither clocks nor threads nor models; `Batcher` acts.
+`service.core.row_queue` decides; `Batcher` acts.
 """
 
 import asyncio
 import logging
-import math
+import os
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Lock, Thread, get_native_id
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.core.requests import as_array
+from service.core.row_queue import Inputs, Job, Outputs, RowQueue, Slice, share
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 from service.runtime.session import Session
-from service.tracing import OFF, Tracing, WorkTrace
-
-Arrays = Mapping[str, NDArray[Any]]
-Outputs = dict[str, NDArray[Any]]
+from service.tracing import OFF, BatchTrace, Tracing
 
 Release = Literal["full", "drained", "shared"]
 """Why a batch is no larger: the maximum, all that was queued, or a worker's share of it."""
-
-_BULK_SHARE = 4  # one row in so many is kept for bulk work while small requests wait too
 
 log = logging.getLogger(__name__)
 
@@ -50,121 +50,22 @@ class LoadedGraph:
     session: Session
 
 
-@dataclass(eq=False)
-class Job:
-    """Rows waiting for one graph, all from one request."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Slices that run together, on one worker."""
 
-    inputs: Arrays
+    graph: LoadedGraph
+    parts: list[Slice]
     rows: int
-    deadline: float  # on the batcher's clock, seconds
-    future: asyncio.Future[Outputs]
-    submitted: float
-    trace: WorkTrace = field(default_factory=WorkTrace)
-    taken: int = 0  # rows handed to workers
-    started: bool = False  # whether a worker has had any of them
-    finished: int = 0  # rows whose outputs are there
-    outputs: Outputs = field(default_factory=dict)
-
-    @property
-    def remaining(self) -> int:
-        """Rows not yet handed to a worker."""
-        return self.rows - self.taken
-
-
-class Slice(NamedTuple):
-    """Rows start .. stop - 1 of a job."""
-
-    job: Job
-    start: int
-    stop: int
-
-
-def share(queued: int, running: int, *, idle: int, workers: int) -> int:
-    """Return how many of the `queued` rows of a graph an idle worker takes.
-
-    They are split over the idle workers, and no batch holds more than one worker's share of all
-    rows in flight: those queued, and those `running` on the other workers.
-    """
-    return min(math.ceil(queued / idle), math.ceil((queued + running) / workers))
-
-
-class RowQueue:
-    """Jobs of one graph in the order in which they get their next rows. Decides, never acts.
-
-    Small jobs are served one after the other. Bulk jobs, of more rows than a batch may have, take
-    turns; a quarter of the rows is theirs while small ones wait too.
-    """
-
-    def __init__(self, maximum_batch_rows: int) -> None:
-        self.rows = 0
-        """Rows waiting."""
-        self.seconds_per_row = 0.0
-        """What a row took a worker lately."""
-        self._maximum_batch_rows = maximum_batch_rows
-        self._small: deque[Job] = deque()
-        self._bulk: deque[Job] = deque()
-        self._bulk_rows = 0  # waiting
-        self._owed = 0  # to bulk jobs, in fractions of a row: so many make one
-
-    def add(self, job: Job) -> None:
-        """Queue a job."""
-        (self._bulk if self._is_bulk(job) else self._small).append(job)
-        self._count(job, job.remaining)
-
-    def forget(self, job: Job) -> None:
-        """Drop the rows of a job that nobody waits for any more; `take` passes over it."""
-        self._count(job, -job.remaining)
-        job.taken = job.rows
-
-    def take(self, rows: int, now: float) -> list[Slice]:
-        """Take the next batch: so many rows, at most the maximum.
-
-        Jobs whose deadline is not after `now` get none; the batch may be smaller for it, or empty.
-        """
-        room = min(rows, self._maximum_batch_rows)
-        batch = self._fill(self._small, room - self._kept_for_bulk(room), now)
-        room -= sum(part.stop - part.start for part in batch)
-        return batch + self._fill(self._bulk, room, now)
-
-    def _is_bulk(self, job: Job) -> bool:
-        return job.rows > self._maximum_batch_rows
-
-    def _count(self, job: Job, rows: int) -> None:
-        self.rows += rows
-        if self._is_bulk(job):
-            self._bulk_rows += rows
-
-    def _kept_for_bulk(self, room: int) -> int:
-        """Return how many rows of a batch are kept for bulk jobs, where both kinds wait."""
-        if not 0 < self._bulk_rows < self.rows:
-            self._owed = 0
-            return 0
-        self._owed += room
-        kept, self._owed = divmod(self._owed, _BULK_SHARE)
-        return min(kept, self._bulk_rows)
-
-    def _fill(self, jobs: deque[Job], room: int, now: float) -> list[Slice]:
-        """Take rows of jobs in turn; of a small one that is begun, the rest comes next."""
-        batch: list[Slice] = []
-        while room and jobs:
-            job = jobs.popleft()
-            if job.deadline <= now:
-                self.forget(job)
-            count = min(room, job.remaining)
-            if count:
-                batch.append(Slice(job, job.taken, job.taken + count))
-                job.taken += count
-                self._count(job, -count)
-                room -= count
-            if job.remaining:
-                jobs.append(job) if self._is_bulk(job) else jobs.appendleft(job)
-        return batch
+    started: float  # on the batcher's clock, seconds
+    trace: BatchTrace
 
 
 class Batcher:
     """Runs rows through sessions on a fixed set of worker threads.
 
-    Everything but `Session.run` happens on the event loop, so there are no locks.
+    A worker that is done takes its next batch itself, without a turn of the event loop in between;
+    so what waits belongs to a lock. All else, and every future, belongs to the event loop.
     """
 
     def __init__(
@@ -174,25 +75,40 @@ class Batcher:
         maximum_batch_rows: int,
         maximum_queued_rows: int,
         metrics: Metrics,
+        turns: int = 1,
         tracing: Tracing = OFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="worker")
-        self._idle = workers
+        """Start the workers; each takes its share of the rows in flight in so many `turns`."""
         self._workers = workers
+        self._turns_of_share = turns
         self._maximum_batch_rows = maximum_batch_rows
         self._maximum_queued_rows = maximum_queued_rows
         self._metrics = metrics
         self._tracing = tracing
         self._clock = clock
+        self._lock = Lock()
+        # What the lock is for, with the jobs and queues in it:
         self._queues: dict[LoadedGraph, RowQueue] = {}
         self._turns: dict[LoadedGraph, RowQueue] = {}  # those with rows; who is served goes last
+        self._idle = workers
         self._running_rows = 0
+        # What the event loop has:
         self._jobs: set[Job] = set()
-        self._batches: set[asyncio.Task[None]] = set()
+        self._busy = 0  # workers, until the last results of theirs are delivered
+        self._rest: asyncio.Future[None] | None = None  # for `close`, when none is busy
         self._closing = False
+        metrics.queued_rows.set_function(self._count_queued_rows)
+        self._released: SimpleQueue[Batch | None] = SimpleQueue()  # to idle workers; None: stop
+        # Daemons, so that a run that never ends does not keep the process from ending.
+        self._threads = [
+            Thread(target=self._work, args=[core], name="worker", daemon=True)
+            for core in _cores(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    async def run(self, graph: LoadedGraph, inputs: Arrays, deadline: float) -> Outputs:
+    async def run(self, graph: LoadedGraph, inputs: Inputs, deadline: float) -> Outputs:
         """Return the outputs for all rows of `inputs`, whose arrays share their first axis.
 
         `deadline` is in seconds on the batcher's clock. Raises QueueFull, DeadlineExceeded,
@@ -200,26 +116,32 @@ class Batcher:
         running are dropped.
         """
         rows = len(next(iter(inputs.values())))
-        self._check_room(rows, deadline)
-        future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        loop, now = asyncio.get_running_loop(), self._clock()
+        future: asyncio.Future[Outputs] = loop.create_future()
         trace = self._tracing.work("compute", graph.model, graph.name, rows)
-        job = Job(inputs, rows, deadline, future, self._clock(), trace)
-        queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
-        queue.add(job)
-        self._turns.setdefault(graph, queue)
+        job = Job(inputs, rows, deadline, future, now, trace)
+        with self._lock:
+            self._check_room(rows, deadline, now)
+            queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
+            queue.add(job)
+            self._turns.setdefault(graph, queue)
+            self._metrics.queued_requests.labels(graph.model, graph.name).inc()
+            released = list(self._take_for_idle(now))
+        if len(released) > 1:  # they share this job, and what is deferred would be made for each
+            job.inputs = {name: as_array(rows) for name, rows in inputs.items()}
         self._jobs.add(job)
-        self._metrics.queued_requests.labels(graph.model, graph.name).inc()
-        future.add_done_callback(lambda _: self._leave(graph, queue, job))
-        self._dispatch()
+        future.add_done_callback(partial(self._leave, graph, queue, job))
+        self._release(released)
+        expiring = loop.call_later(deadline - now, _expire, future)
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the result was there") from None
+            return await future
+        finally:
+            expiring.cancel()
 
     def forget(self, graph: LoadedGraph) -> None:
         """Drop what is known of a graph that no rows will come for any more."""
-        self._queues.pop(graph, None)
+        with self._lock:
+            self._queues.pop(graph, None)
 
     def abort(self) -> None:
         """Fail whatever is waiting or running with ShuttingDown."""
@@ -233,11 +155,15 @@ class Batcher:
         self._closing = True
         while self._jobs:
             await asyncio.wait([job.future for job in self._jobs])
-        while self._batches:  # nobody may wait for their rows, but their threads still run
-            await asyncio.wait(self._batches)
-        self._pool.shutdown()
+        if self._busy:  # nobody may wait for their rows, but they still run
+            self._rest = asyncio.get_running_loop().create_future()
+            await self._rest
+        for _ in self._threads:
+            self._released.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _check_room(self, rows: int, deadline: float) -> None:
+    def _check_room(self, rows: int, deadline: float, now: float) -> None:
         """Raise QueueFull, DeadlineExceeded or ShuttingDown where `rows` would be refused now.
 
         Requests for more than one batch may fill three quarters of the queue: the rest is kept
@@ -247,7 +173,7 @@ class Batcher:
         """
         if self._closing:
             raise ShuttingDown("the server is shutting down; send the request to another replica")
-        if deadline <= self._clock():
+        if deadline <= now:
             raise DeadlineExceeded("the deadline had passed before there was anything to run")
         queued, wait = self._queued_rows(), self._wait_seconds()
         bulk = rows > self._maximum_batch_rows
@@ -255,30 +181,23 @@ class Batcher:
         # A request that is larger than the bound on its own runs when the queue is empty.
         if queued and queued + rows > bound:
             raise _queue_full(f"{queued} rows are queued and the limit is {bound}", wait)
-        if self._clock() + wait > deadline:
+        if now + wait > deadline:
             reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
             raise _queue_full(reason, wait)
 
-    def _leave(self, graph: LoadedGraph, queue: RowQueue, job: Job) -> None:
+    def _leave(
+        self, graph: LoadedGraph, queue: RowQueue, job: Job, _: asyncio.Future[Outputs]
+    ) -> None:
         """Forget a job that is answered, failed or cancelled."""
         self._jobs.discard(job)
-        queue.forget(job)
-        self._count_started(graph, job)
+        with self._lock:
+            queue.forget(job)
+            self._count_started(graph, job)
         job.trace.end()
-        self._metrics.queued_rows.set(self._queued_rows())
 
-    def _dispatch(self) -> None:
-        """Hand batches to idle workers until there are none left of either."""
-        while self._idle and self._turns:
-            graph = next(iter(self._turns))
-            queue = self._turns.pop(graph)
-            room = share(queue.rows, self._running_rows, idle=self._idle, workers=self._workers)
-            batch = queue.take(room, self._clock())
-            if queue.rows:
-                self._turns[graph] = queue
-            if batch:
-                self._start(graph, batch, drained=not queue.rows)
-        self._metrics.queued_rows.set(self._queued_rows())
+    def _count_queued_rows(self) -> int:
+        with self._lock:
+            return self._queued_rows()
 
     def _queued_rows(self) -> int:
         return sum(queue.rows for queue in self._turns.values())
@@ -288,17 +207,46 @@ class Batcher:
         queues = self._turns.values()
         return sum(queue.rows * queue.seconds_per_row for queue in queues) / self._workers
 
-    def _start(self, graph: LoadedGraph, batch: list[Slice], drained: bool) -> None:
-        rows = sum(part.stop - part.start for part in batch)
-        self._idle -= 1
+    def _take_for_idle(self, now: float) -> Iterator[Batch]:
+        """Take batches for idle workers until there are none left of either."""
+        while self._idle and (batch := self._take(now)):
+            self._idle -= 1
+            yield batch
+
+    def _take(self, now: float) -> Batch | None:
+        """Take the next batch for a worker that is idle, of the graph whose turn it is."""
+        while self._turns:
+            graph = next(iter(self._turns))
+            queue = self._turns.pop(graph)
+            room = share(
+                queue.rows,
+                self._running_rows,
+                idle=self._idle,
+                workers=self._workers,
+                turns=self._turns_of_share,
+            )
+            parts = queue.take(room, now)
+            if queue.rows:
+                self._turns[graph] = queue
+            if parts:
+                return self._begin(graph, parts, now, drained=not queue.rows)
+        return None
+
+    def _begin(self, graph: LoadedGraph, parts: list[Slice], now: float, drained: bool) -> Batch:
+        """Count a batch that was taken."""
+        rows = sum(part.stop - part.start for part in parts)
         self._running_rows += rows
         full = rows == self._maximum_batch_rows
         reason: Release = "full" if full else "drained" if drained else "shared"
         self._metrics.batches.labels(graph.model, graph.name, reason).inc()
         self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
-        task = asyncio.get_running_loop().create_task(self._run_batch(graph, batch, rows, reason))
-        self._batches.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._batches.discard)
+        queue_seconds = self._metrics.queue_seconds.labels(graph.model)
+        for part in parts:
+            self._count_started(graph, part.job)
+            queue_seconds.observe(now - part.job.submitted)
+        members = [part.job.trace for part in parts]
+        trace = self._tracing.batch(graph.model, graph.name, rows, reason, members)
+        return Batch(graph, parts, rows, now, trace)
 
     def _count_started(self, graph: LoadedGraph, job: Job) -> None:
         """Take note that a job waits no more: a worker has it, or it left before."""
@@ -306,37 +254,65 @@ class Batcher:
             job.started = True
             self._metrics.queued_requests.labels(graph.model, graph.name).dec()
 
-    async def _run_batch(
-        self, graph: LoadedGraph, batch: list[Slice], rows: int, reason: Release
-    ) -> None:
-        started = self._clock()
-        members = [part.job.trace for part in batch]
-        trace = self._tracing.batch(graph.model, graph.name, rows, reason, members)
-        for part in batch:
-            self._count_started(graph, part.job)
-            self._metrics.queue_seconds.labels(graph.model).observe(started - part.job.submitted)
+    def _release(self, batches: list[Batch]) -> None:
+        self._busy += len(batches)
+        for batch in batches:
+            self._released.put(batch)
+
+    def _work(self, core: int | None) -> None:
+        """Run batches until told to stop. On a worker, and on one core where it has one."""
+        if core is not None:
+            os.sched_setaffinity(get_native_id(), {core})
+        while (batch := self._released.get()) is not None:
+            while batch is not None:
+                batch = self._run(batch)
+
+    def _run(self, batch: Batch) -> Batch | None:
+        """Run a batch, hand over its results, and return the next one where there is work."""
         try:
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(
-                self._pool, trace.run, compute, graph.session, batch
-            )
-            seconds = self._clock() - started
-            self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
-            self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * len(batch))
-            if queue := self._queues.get(graph):  # none, where its last rows were given up
-                queue.seconds_per_row += 0.2 * (seconds / rows - queue.seconds_per_row)
-            for part, result in zip(batch, results, strict=True):
-                deliver(part, result)
-        except Exception:  # there is no thread to be had, say: nobody may wait for it in vain
+            results = batch.trace.run(compute, batch.graph.session, batch.parts)
+        except Exception:  # nobody may wait for it in vain, and no worker may be lost
             log.exception("a batch was lost")
-            for part in batch:
-                deliver(part, _failure())
-        finally:
-            trace.end()
-            # Whatever happened, the worker is free again: a worker lost is lost for good.
+            results = [_failure() for _ in batch.parts]
+        ended = self._clock()
+        with self._lock:
+            self._running_rows -= batch.rows
+            if queue := self._queues.get(batch.graph):  # none, where the graph was forgotten
+                queue.learn((ended - batch.started) / batch.rows)
             self._idle += 1
-            self._running_rows -= rows
-            self._dispatch()
+            following = self._take(ended)
+            self._idle -= following is not None
+        loop = batch.parts[0].job.future.get_loop()
+        loop.call_soon_threadsafe(self._deliver, batch, results, ended, following)
+        return following
+
+    def _deliver(
+        self,
+        batch: Batch,
+        results: list[Outputs | InferenceFailed],
+        ended: float,
+        following: Batch | None,
+    ) -> None:
+        """Answer those of a batch; on the event loop."""
+        seconds = ended - batch.started
+        model = batch.graph.model
+        self._metrics.compute_seconds.labels(model, batch.graph.name).observe(seconds)
+        self._metrics.request_compute_seconds.labels(model).inc(seconds * len(batch.parts))
+        for part, result in zip(batch.parts, results, strict=True):
+            deliver(part, result)
+        batch.trace.end()
+        self._busy -= following is None
+        if not self._busy and self._rest and not self._rest.done():
+            self._rest.set_result(None)
+
+
+def _cores(workers: int) -> Sequence[int | None]:
+    """Return the core for each worker: where there is one each, two never share one.
+
+    The system would have them share one now and then, with the event loop on the other.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return cores if len(cores) == workers else [None] * workers
 
 
 def compute(session: Session, batch: list[Slice]) -> list[Outputs | InferenceFailed]:
@@ -363,6 +339,12 @@ def _compute_alone(session: Session, part: Slice) -> Outputs | InferenceFailed:
 def _queue_full(reason: str, wait: float) -> QueueFull:
     wait = max(0.1, wait)
     return QueueFull(f"{reason}; try again in {wait:.1f} s", retry_after_seconds=round(wait, 1))
+
+
+def _expire(future: asyncio.Future[Outputs]) -> None:
+    if not future.done():
+        reason = "the deadline passed before the result was there"
+        future.set_exception(DeadlineExceeded(reason))
 
 
 def _failure() -> InferenceFailed:
@@ -402,14 +384,21 @@ def _keep(part: Slice, result: Outputs) -> None:
         kept[part.start : part.stop] = result[name]
 
 
-def _join(batch: list[Slice]) -> Arrays:
-    if len(batch) == 1:
-        job, start, stop = batch[0]
-        return {name: rows[start:stop] for name, rows in job.inputs.items()}
+def _join(batch: list[Slice]) -> dict[str, NDArray[Any]]:
     return {
-        name: np.concatenate([part.job.inputs[name][part.start : part.stop] for part in batch])
+        name: _joined([part.job.inputs[name][part.start : part.stop] for part in batch])
         for name in batch[0].job.inputs
     }
+
+
+def _joined(parts: list[Any]) -> NDArray[Any]:
+    """Return rows of one input, all arrays or all deferred, as one array."""
+    first, *others = parts
+    if not others:
+        return as_array(first)
+    joined: NDArray[Any]
+    joined = np.concatenate(parts) if isinstance(first, np.ndarray) else first.join(others)
+    return joined
 
 
 def _split(outputs: Outputs, batch: list[Slice]) -> list[Outputs | InferenceFailed]:

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from service.core import noise
 from service.core.manifest import Graph, Port
-from service.core.requests import Array
+from service.core.requests import Array, DeferredRows
 from service.errors import InvalidRequest
 
+Inputs = Mapping[str, Array | DeferredRows]
 Outputs = Mapping[str, Array]
 
 
@@ -18,17 +19,21 @@ class Call(NamedTuple):
     """A graph to run on rows of inputs, by the names of its ports."""
 
     graph: str
-    inputs: dict[str, Array]
+    inputs: Inputs
 
 
 def feed(
-    graph: Graph, rows_of_noise: Callable[[Port], Array], **roles: Array | None
-) -> dict[str, Array]:
-    """Return the graph's inputs by port name, from arrays by role; noise is drawn port by port."""
-    inputs = {}
+    graph: Graph,
+    rows_of_noise: Callable[[Port], Array],
+    **roles: Array | DeferredRows | None,
+) -> Inputs:
+    """Return the graph's inputs by port name, from rows by role; noise is drawn port by port."""
+    inputs: dict[str, Array | DeferredRows] = {}
     for port in graph.inputs:
-        array = rows_of_noise(port) if port.role == "noise" else roles[port.role]
-        inputs[port.name] = np.asarray(array, port.dtype)
+        rows = rows_of_noise(port) if port.role == "noise" else roles[port.role]
+        assert rows is not None, f"the operation has no rows for an input of role {port.role}"
+        deferred = not isinstance(rows, np.ndarray)
+        inputs[port.name] = rows if deferred else np.asarray(rows, port.dtype)
     return inputs
 
 

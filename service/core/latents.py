@@ -1,6 +1,7 @@
 """Latent space: draws from the prior, paths, grids and arithmetic. Latents are float32 [N, D]."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,52 @@ Latents = NDArray[np.float32]
 _Points = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class PriorDraws:
+    """Latents [N, size] from N(0, temperature^2), each coordinate of z truncated to
+    |z| <= truncation before it is scaled (Brock et al. 2018, section 3.1).
+
+    They are drawn where they are needed: for all requests of a batch at once, numpy takes little
+    longer than for one.
+    """
+
+    seeds: NDArray[np.uint64]  # [N]
+    items: NDArray[np.uint64]  # [N]
+    size: int
+    temperature: _Points  # [N, 1]
+    truncation: float | None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, rows: slice) -> "PriorDraws":
+        return PriorDraws(
+            self.seeds[rows], self.items[rows], self.size, self.temperature[rows], self.truncation
+        )
+
+    def join(self, others: Sequence["PriorDraws"]) -> Latents:
+        """Draw these and then the others, all of one size, as [N, size]."""
+        parts = [self, *others]
+        if any(part.truncation != self.truncation for part in others):
+            return np.concatenate([part.join([]) for part in parts])
+        seeds = np.concatenate([part.seeds for part in parts])
+        items = np.concatenate([part.items for part in parts])
+        temperature = np.concatenate([part.temperature for part in parts])
+        uniforms = noise.uniform(seeds, "latent", items, self.size)
+        return (temperature * noise.normal(uniforms, self.truncation)).astype(np.float32)
+
+
 def draw(
-    seed: int, items: NDArray[np.uint64], size: int, temperature: float, truncation: float | None
-) -> Latents:
-    """Draw latents [N, size] from N(0, temperature^2), each coordinate of z truncated to
-    |z| <= truncation before it is scaled (Brock et al. 2018, section 3.1)."""
-    seeds = np.full(len(items), seed, np.uint64)
-    normals = noise.normal(noise.uniform(seeds, "latent", items, size), truncation)
-    return (temperature * normals).astype(np.float32)
+    seed: int, count: int, size: int, temperature: float = 1.0, truncation: float | None = None
+) -> PriorDraws:
+    """Return draws for items 0 .. count - 1 of a seed."""
+    return PriorDraws(
+        np.full(count, seed, np.uint64),
+        np.arange(count, dtype=np.uint64),
+        size,
+        np.full((count, 1), temperature),
+        truncation,
+    )
 
 
 def path(start: Latents, end: Latents, steps: int, mode: Mode) -> Latents:

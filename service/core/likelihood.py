@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from service.core import noise
 from service.core.anomaly import applicable, verdict
 from service.core.calibration import Calibration, Protocol
-from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.calls import Call, Inputs, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights, is_given
 from service.core.manifest import Manifest, Port
 from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
@@ -142,7 +142,7 @@ def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate
 
 def _inputs(
     manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
-) -> dict[str, Array]:
+) -> Inputs:
     """Return the inputs of the scoring graph: an image's draws are rows that follow each other."""
     seeds, keys = np.full(len(levels), request.seed, np.uint64), image_keys(levels)
     draws = estimate.draws

@@ -25,6 +25,7 @@ from service.core.requests import (
     Array,
     CompleteRequest,
     DecodeRequest,
+    DeferredRows,
     EncodeRequest,
     EncodeResult,
     Endpoint,
@@ -60,9 +61,8 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
     refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
     temperature = control(manifest, "temperature", request.temperature)
     truncation = control(manifest, "truncation", request.truncation)
-    items = np.arange(request.count, dtype=np.uint64)
-    size = _latent_size(manifest)
-    latents = space.draw(seed, items, size, 1.0 if temperature is None else temperature, truncation)
+    size, temperature = _latent_size(manifest), 1.0 if temperature is None else temperature
+    latents = space.draw(seed, request.count, size, temperature, truncation)
     weights = class_weights(manifest, request.condition, request.count, seed)
     images = yield from _decoded(manifest, latents, weights, seed, request.scale)
     return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
@@ -216,18 +216,22 @@ def work(manifest: Manifest, request: Request) -> int:
 
 
 def _decoded(
-    manifest: Manifest, latents: Array, weights: Array | None, seed: int, scale: Scale
+    manifest: Manifest,
+    latents: Array | DeferredRows,
+    weights: Array | None,
+    seed: int,
+    scale: Scale,
 ) -> Generator[Call, Outputs, Array]:
     graph = manifest.graphs["decode"]
-    seeds = np.full(len(latents), seed, np.uint64)
-    items = np.arange(len(latents), dtype=np.uint64)
 
     def rows_of_noise(port: Port) -> Array:
+        seeds = np.full(len(latents), seed, np.uint64)
+        items = np.arange(len(latents), dtype=np.uint64)
         return noise_of_port(port, seeds, items, 1).reshape(len(latents), *port.row_shape)
 
     inputs = feed(graph, rows_of_noise, latent=latents, condition=weights)
     values = output(graph, (yield Call("decode", inputs)), "data")
-    if not np.all(np.isfinite(values)):
+    if not np.isfinite(values).all():
         raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
     return to_images(manifest, values, scale)
 
@@ -253,7 +257,7 @@ def _located(
         _check_latent_space(manifest, point.latent_space)
         if point.seed is not None:
             check_range("seed", point.seed, 0, noise.MAXIMUM_SEED)
-            latents[index] = space.draw(point.seed, np.zeros(1, np.uint64), size, 1.0, None)[0]
+            latents[index] = space.draw(point.seed, 1, size).join([])[0]
         elif point.latent is not None:
             latents[index] = _check_latents(manifest, point.latent[None])[0]
     if pictures:

@@ -87,11 +87,16 @@ def to_images(manifest: Manifest, values: Values, scale: Scale) -> NDArray[Any]:
     top, bottom, left, right = preprocess.padding
     values = values[:, top : values.shape[1] - bottom, left : values.shape[2] - right]
     low, high = preprocess.range
-    values = values * _row(preprocess.deviation) + _row(preprocess.mean)
-    unit = np.clip((values - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+    # In place: for a few images, more arrays would take longer than what is computed in them.
+    unit = values * _row(preprocess.deviation)
+    unit += _row(preprocess.mean)
+    unit -= np.float32(low)
+    unit /= np.float32(high - low)
+    unit.clip(0.0, 1.0, out=unit)
     if scale == "unit":
         return np.ascontiguousarray(unit)
-    levels: Levels = np.rint(unit * np.float32(manifest.event.levels - 1)).astype(np.uint8)
+    unit *= np.float32(manifest.event.levels - 1)
+    levels: Levels = np.rint(unit, out=unit).astype(np.uint8)
     return levels
 
 

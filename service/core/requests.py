@@ -6,7 +6,7 @@ Arrays are rows first. Latents are flat vectors [N, D], float32. Images are leve
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,23 @@ MAXIMUM_PARTS = 8
 """The most parts that an answer is asked for."""
 MAXIMUM_POINTS = 64
 """The most points that arithmetic adds, and that it subtracts."""
+
+
+class DeferredRows(Protocol):
+    """Rows that become an array where they are needed, at best together with those of others."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Self: ...
+
+    def join(self, others: Sequence[Self]) -> Array:
+        """Return these rows, and then those of the others, as one array."""
+        ...
+
+
+def as_array(rows: Array | DeferredRows) -> Array:
+    """Return rows as an array."""
+    return rows if isinstance(rows, np.ndarray) else rows.join([])
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ class GenerationResult:
     """Images with what they were made from, where there is such a thing."""
 
     images: Array  # uint8 or float32 [N, H, W, C]
-    latents: Array | None  # float32 [N, D]
+    latents: Array | DeferredRows | None  # float32 [N, D]
     class_weights: Array | None  # float32 [N, K]
     seed: int  # of whatever was drawn
     log_likelihood: Array | None = None  # float64 [N], nats, of images that were drawn exactly
@@ -239,11 +256,11 @@ class GenerationResult:
 
     def part(self, name: str) -> Array:
         """Return one array; raises InvalidRequest that names those there are."""
-        array: Array | None = getattr(self, name)
+        array: Array | DeferredRows | None = getattr(self, name)
         if array is None:
             there = [part for part in get_args(GenerationPart) if getattr(self, part) is not None]
             raise InvalidRequest(f"{name} can't be returned here: there is only {', '.join(there)}")
-        return array
+        return as_array(array)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from service.progress import counted
 from service.runtime.onnx_session import OnnxSession, check_installation
 from service.score import find_images, score_files, write_rows
 from service.server import open_repository, serve
-from service.settings import Settings, read_settings
+from service.settings import Settings, allowed, default, flag, read_settings
 
 _API_KEY = "GENSERVE_API_KEY"  # not a flag: other users of a machine see those
 
@@ -52,10 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="genserve", description="Serves generative models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("serve", help="start the REST and gRPC servers")
-    for name, field in Settings.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        command.add_argument(flag, dest=name, metavar="VALUE", help=field.description)
+    # Abbreviated flags would change their meaning, or lose it, with the next setting.
+    command = commands.add_parser(
+        "serve", help="start the REST and gRPC servers", allow_abbrev=False
+    )
+    command.add_argument("--settings", type=Path, metavar="FILE", help="of settings, in TOML")
+    for name in Settings.model_fields:
+        command.add_argument(flag(name), dest=name, metavar="VALUE", help=_help(name))
     command.set_defaults(command=_serve)
 
     command = commands.add_parser("key", help="make an API key, and the line that lets it in")
@@ -109,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _help(name: str) -> str:
+    """Say what a setting means, which values it may have, and which it has if it is not set."""
+    facts = [allowed(name), default(name) and f"default {default(name)}"]
+    said = "; ".join(fact for fact in facts if fact)
+    meaning = str(Settings.model_fields[name].description)
+    return (f"{meaning} ({said})" if said else meaning).replace("%", "%%")
+
+
 def _add_client_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--address", default="127.0.0.1:8001", help="of the gRPC server")
     command.add_argument(
@@ -132,8 +143,8 @@ def _add_generation_arguments(command: argparse.ArgumentParser) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
-    settings = read_settings({name: given[name] for name in Settings.model_fields if name in given})
-    uvloop.run(serve(settings))
+    flags = {name: given[name] for name in Settings.model_fields if name in given}
+    uvloop.run(serve(read_settings(flags, arguments.settings)))
 
 
 def _key(arguments: argparse.Namespace) -> None:

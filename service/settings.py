@@ -1,22 +1,52 @@
-"""All settings: one frozen object, read once from the environment and the command line."""
+"""All settings: one table, and one frozen object of it, read once from flags, variables and a file.
+
+`python -m service.settings` prints the table as `docs/settings.md` shows it.
+"""
 
 import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from service.errors import StartupError
+
+SETTINGS_FILE = "GENSERVE_SETTINGS"
+
+_PREFIX = "GENSERVE_"
+# What carries the prefix and is no setting: the settings' file, the client's key, training's data.
+_OTHER_VARIABLES = {SETTINGS_FILE, "GENSERVE_API_KEY", "GENSERVE_DATA_DIR"}
+# Kubernetes tells every pod of every Service; of one called genserve, or genserve-*, so:
+# GENSERVE_SERVICE_HOST=10.0.0.1, GENSERVE_PORT=tcp://10.0.0.1:80, GENSERVE_PORT_80_TCP_PORT=80
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_OF_A_SERVICE = re.compile(
+    r"\w+_(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT(_\d+_(TCP|UDP|SCTP))?=\w+://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
+)
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseSettings):
-    """What an operator may set, as `GENSERVE_<NAME>` or `--<name>`; units are in the names."""
+    """What an operator may set, as `--<name>`, `GENSERVE_<NAME>` or `<name>` in a file.
 
-    model_config = SettingsConfigDict(env_prefix="GENSERVE_", frozen=True, extra="forbid")
+    Units are in the names.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     http_port: Port = Field(8000, description="port of the REST API; 0 picks a free one")
@@ -41,6 +71,7 @@ class Settings(BaseSettings):
     )
     workers: Count = Field(
         default_factory=lambda: os.cpu_count() or 1,
+        json_schema_extra={"default": "one a core"},
         description="threads that run graphs; one a core is fastest on a CPU",
     )
     maximum_batch_rows: Count = Field(64, description="rows that run together at most")
@@ -113,16 +144,110 @@ class Settings(BaseSettings):
         return value
 
 
-def read_settings(overrides: dict[str, str]) -> Settings:
-    """Read the settings, `overrides` by name first, then the environment.
+def read_settings(flags: Mapping[str, str], file: Path | None = None) -> Settings:
+    """Read the settings: `flags` by name first, then the environment, then a TOML file.
 
-    Raises StartupError that names the first wrong setting and what is wrong with it.
+    The file is `file`, or what GENSERVE_SETTINGS names, or none. Raises StartupError that names the
+    first wrong setting as it was given: the flag, the variable, or the key and its file.
     """
+    _refuse_unknown_variables()
+    if file is None and SETTINGS_FILE in os.environ:
+        file = Path(os.environ[SETTINGS_FILE])
+    variables = EnvSettingsSource(Settings)()
+    keys = _read_file(file) if file else {}
+    given = {**keys, **variables, **flags}
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # checked by validation
+        return Settings(**given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = "_".join(str(part) for part in first["loc"])
-        raise StartupError(
-            f"setting GENSERVE_{name.upper()} is {first['input']!r}: {first['msg']}"
-        ) from error
+        name = str(first["loc"][0])
+        if name in flags:
+            origin = flag(name)
+        elif name in variables:
+            origin = variable(name)
+        else:
+            origin = f"{name} in {file}"
+        raise StartupError(f"{origin} is {given[name]!r}: {first['msg']}") from error
+
+
+def flag(name: str) -> str:
+    """Return how the command line says a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return _PREFIX + name.upper()
+
+
+def default(name: str) -> str:
+    """Return a setting's default as an operator would write it; empty where there is none."""
+    value = _schema(name).get("default")
+    return ",".join(value) if isinstance(value, list) else str("" if value is None else value)
+
+
+def allowed(name: str) -> str:
+    """Return which values a setting may have, in a few words; empty for any text."""
+    schema = _schema(name)
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if "minimum" not in schema:
+        return ""
+    largest = schema.get("maximum", schema.get("exclusiveMaximum", 0) - 1)
+    return f"{schema['minimum']} to {largest}" if largest > 0 else f"{schema['minimum']} or more"
+
+
+def table() -> str:
+    """Return all settings as a table of Markdown."""
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        shown = f"`{default(name)}`" if default(name) else ""
+        cells = (f"`{variable(name)}`", shown, allowed(name), str(field.description))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return _schemas()[name]
+
+
+@cache
+def _schemas() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = Settings.model_json_schema()["properties"]
+    return found
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    """Return what a TOML file sets; raises StartupError."""
+    try:
+        file.read_bytes()  # the source would take a file that is not there for an empty one
+        keys = TomlConfigSettingsSource(Settings, file).toml_data
+    except OSError as error:
+        raise StartupError(f"the settings {file} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StartupError(f"the settings {file} are no TOML: {error}") from error
+    for key in keys:
+        if key not in Settings.model_fields:
+            raise StartupError(f"{key} in {file} is no setting; {_hint(key, str)}")
+    return keys
+
+
+def _refuse_unknown_variables() -> None:
+    """A mistyped variable must not be passed over: it may be the one that asks for keys."""
+    known = {*map(variable, Settings.model_fields), *_OTHER_VARIABLES}
+    for given, value in sorted(os.environ.items()):
+        name = given.upper()  # the source reads them in any case
+        if not name.startswith(_PREFIX) or name in known:
+            continue
+        if not _OF_A_SERVICE.fullmatch(f"{name}={value}"):
+            hint = _hint(name.removeprefix(_PREFIX), variable)
+            raise StartupError(f"{given} is no setting; {hint}")
+
+
+def _hint(wrong: str, form: Callable[[str], str]) -> str:
+    close = get_close_matches(wrong.lower(), Settings.model_fields, n=1)
+    return f"did you mean {form(close[0])}?" if close else "docs/settings.md lists them"
+
+
+if __name__ == "__main__":
+    print(table())

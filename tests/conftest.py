@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def calibrated(
     """A repository of the toy models in which two have a calibration, and those, by model."""
     copy = shutil.copytree(repository, tmp_path_factory.mktemp("calibrated") / "repository")
     return copy, calibrate_toys(copy)
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Files of a certificate for this machine, signed by itself, and of its key."""
+    folder = tmp_path_factory.mktemp("identity")
+    arguments = (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=IP:127.0.0.1,DNS:localhost "
+        f"-keyout {folder}/key.pem -out {folder}/ca.pem"
+    )
+    subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True)
+    return str(folder / "ca.pem"), str(folder / "key.pem")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import struct
 from contextlib import suppress
 from typing import Self
@@ -48,8 +49,17 @@ def request(stream: int, path: str, *contents: bytes, **headers: str) -> bytes:
 class Connection:
     """One connection to a gRPC server; calls on it have the streams 1, 3, 5, ..."""
 
-    def __init__(self, port: int, *, window: int = 65535, seconds: float = 20.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        window: int = 65535,
+        seconds: float = 20.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="127.0.0.1")
         self._socket.sendall(opening(window))
         self._next_stream = 1
         self._read = b""
@@ -76,7 +86,8 @@ class Connection:
             found = re.search(rb"grpc-status[\x01\x02](\d+)", payload) if kind == HEADERS else None
             if found:
                 return int(found[1])
-            if kind in (RST_STREAM, GOAWAY, None) or (kind == HEADERS and flags & END_STREAM):
+            ended = kind in (HEADERS, DATA) and flags & END_STREAM
+            if ended or kind in (RST_STREAM, GOAWAY, None):
                 return None
 
     def read_frame(self) -> tuple[int | None, int, bytes]:

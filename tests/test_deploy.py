@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from service.metrics import Metrics
+from service.settings import Settings
 from tests.live import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -21,6 +22,10 @@ DASHBOARDS = DEPLOY / "grafana" / "dashboards"
 
 needs_promtool = pytest.mark.skipif(
     not shutil.which("promtool"), reason="promtool comes with Debian's package prometheus"
+)
+
+needs_compose = pytest.mark.skipif(
+    not shutil.which("docker-compose"), reason="docker-compose comes with Debian's package of it"
 )
 
 
@@ -103,6 +108,23 @@ def test_every_query_asks_for_metrics_that_there_are() -> None:
         asked = set(re.findall(r"[\w:]*genserve_\w+(?::\w+)?", query))
         assert asked <= known, asked - known
         assert "vector(" not in query, "a panel that is never empty hides what is missing"
+
+
+@needs_compose
+def test_compose_can_read_its_file() -> None:
+    done = subprocess.run(
+        ["docker-compose", "--file", "compose.yaml", "config", "--quiet"],
+        cwd=DEPLOY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_compose_gives_the_server_the_time_to_drain() -> None:
+    period = read(DEPLOY / "compose.yaml")["services"]["genserve"]["stop_grace_period"]
+    assert float(period.removesuffix("s")) > Settings().drain_seconds
 
 
 def test_compose_starts_what_the_other_files_are_about() -> None:

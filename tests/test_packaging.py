@@ -25,10 +25,10 @@ def stage(name: str) -> str:
 
 
 @pytest.mark.parametrize("target", ["cpu", "gpu"])
-def test_each_image_installs_its_extra_by_the_constraints_and_is_not_root(target: str) -> None:
+def test_each_image_installs_its_extras_by_the_constraints_and_is_not_root(target: str) -> None:
     lines = stage(target)
-    assert f"pip install --constraint constraints.txt '.[{target}]'" in lines
-    assert target in PROJECT["optional-dependencies"]
+    assert f"pip install --constraint constraints.txt '.[{target},remote,otel]'" in lines
+    assert {target, "remote", "otel"} <= set(PROJECT["optional-dependencies"])
     assert re.findall(r"^USER (.+)", lines, re.M) == ["genserve"]
 
 

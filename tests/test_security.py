@@ -301,18 +301,6 @@ def openssl(arguments: str) -> None:
     subprocess.run(["openssl", *arguments.split()], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="session")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Files of a certificate for this machine, signed by itself, and of its key."""
-    folder = tmp_path_factory.mktemp("identity")
-    openssl(
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
-        "-addext subjectAltName=IP:127.0.0.1,DNS:localhost "
-        f"-keyout {folder}/key.pem -out {folder}/ca.pem"
-    )
-    return str(folder / "ca.pem"), str(folder / "key.pem")
-
-
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "service", *arguments],

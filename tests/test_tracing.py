@@ -31,7 +31,7 @@ from service.settings import Settings
 from tests.fakes import LATENT, GatedSession
 from tests.live import ROOT, LiveServer
 
-FIRST, SECOND, THIRD = (digit * 32 for digit in "abc")
+FIRST, SECOND, THIRD, FOURTH = (digit * 32 for digit in "abcd")
 CALLER = "1" * 16
 
 
@@ -202,6 +202,16 @@ def ask(server: LiveServer, path: str, trace_id: str) -> None:
         answer.read()
 
 
+def call(server: LiveServer, unary: str, stream: str) -> None:
+    """Make a call and a stream over gRPC, each in a trace."""
+    request = pb.SampleRequest(model="toy-raster")
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        stub = GenerationServiceStub(channel)
+        stub.Sample(request, metadata=(("traceparent", traceparent(unary)),))
+        whole = pb.StreamSampleRequest(request=request)
+        list(stub.StreamSample(whole, metadata=(("traceparent", traceparent(stream)),)))
+
+
 def test_a_server_sends_traces_and_its_log_names_them(
     repository: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +220,7 @@ def test_a_server_sends_traces_and_its_log_names_them(
         server.wait_until_ready()
         ask(server, "/sample", FIRST)
         ask(server, "/sample/stream", SECOND)
+        call(server, THIRD, FOURTH)
         assert server.stop() == 0
     for trace_id, path in ((FIRST, "/sample"), (SECOND, "/sample/stream")):
         spans = collector.trace(trace_id)
@@ -219,6 +230,11 @@ def test_a_server_sends_traces_and_its_log_names_them(
         assert line["trace_id"] == trace_id
         assert line["span_id"] == spans[f"POST {path}"].span_id.hex()
         assert line["request_id"] == attributes(spans[f"POST {path}"])["request_id"]
+    for trace_id, method in ((THIRD, "Sample"), (FOURTH, "StreamSample")):
+        (line,) = [entry for entry in server.log if entry.get("method") == method]
+        span = collector.trace(trace_id)[f"genserve.v1.GenerationService/{method}"]
+        assert (line["trace_id"], line["span_id"]) == (trace_id, span.span_id.hex())
+        assert line["request_id"] == attributes(span)["request_id"]
     assert {resource["service.name"] for resource in collector.resources} == {"digits"}
 
 

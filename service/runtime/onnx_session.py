@@ -1,5 +1,6 @@
 """ONNX Runtime sessions. The only file that imports onnxruntime."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 
 from service.errors import ArtifactError, StartupError
 from service.runtime.session import Arrays
+
+# From 1.31 on it identifies the machine by a file in ~/.cache and holds an address to report to. It
+# reads this when it is imported; its own function to disable it comes too late for the file.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Provider = Literal["cpu", "cuda"]
 

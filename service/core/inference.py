@@ -34,12 +34,14 @@ from service.metrics import Metrics
 EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
+    "model_repository",
     "parameters",
     "statistics",
 )
 FINAL_RESPONSE = "triton_final_response"
 """The parameter that tells the last response to a request of a stream."""
 
+_UNLOAD_DEPENDENTS = "unload_dependents"
 _SAMPLE_PARAMETERS = ("seed", "count", "class")
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 _SEQUENCE = "sequence_"
@@ -139,6 +141,39 @@ class Inference:
             for name in [model.name for model in models_of(artifact)] or [artifact.name]
         ]
         return [entry for entry in entries if entry["state"] == "READY" or not ready_only]
+
+    async def load(self, name: str, parameters: Parameters) -> None:
+        """Load an artifact anew; a model of it stands for all of it. See `Engine.load_model`.
+
+        Raises InvalidRequest for any parameter: what is loaded is what the repository holds.
+        """
+        for parameter in parameters:
+            raise InvalidRequest(
+                f"there is no parameter '{parameter[:100]}'; an artifact is loaded as it is in the "
+                "repository, with its own configuration and files"
+            )
+        by_artifact = "@" in name or "." not in name
+        await self._engine.load_model(name if by_artifact else self.find(name).artifact.name)
+
+    async def unload(self, name: str, parameters: Parameters) -> None:
+        """Unload an artifact, by its own name only; see `Engine.unload_model`.
+
+        Raises InvalidRequest for a model of one: the others of its artifact would go with it.
+        """
+        for parameter, value in parameters.items():
+            # No model depends on another, so either value means the same.
+            if parameter != _UNLOAD_DEPENDENTS or not isinstance(value, bool):
+                raise InvalidRequest(
+                    f"there is no parameter '{parameter[:100]}'; taken is {_UNLOAD_DEPENDENTS}, "
+                    "true or false"
+                )
+        if "@" not in name and "." in name:
+            artifact = self.find(name).artifact.name
+            raise InvalidRequest(
+                f"{name} can't be unloaded alone: the models of an artifact come and go together; "
+                f"unload {artifact}"
+            )
+        await self._engine.unload_model(name)
 
     def statistics(self, models: Sequence[InferenceModel]) -> list[dict[str, Any]]:
         """Return what the protocol counts of models, since the start; versions are not told apart.

@@ -77,7 +77,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 def answered(metrics: Metrics, code: str, model: str = FLOW) -> float:
-    labels = {"model": model, "operation": "likelihood", "code": code}
+    version = "1" if model else ""
+    labels = {"model": model, "version": version, "operation": "likelihood", "code": code}
     return value(metrics, "genserve_requests_total", **labels)
 
 

@@ -17,6 +17,7 @@ from service.core.engine import Answer, Engine
 from service.core.models import Change
 from service.core.requests import LikelihoodRequest, ReconstructRequest, SampleRequest
 from service.errors import ArtifactRefused, ModelNotFound, ModelUnloaded
+from service.inference_metrics import InferenceMetrics
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb import inference_service_pb2 as inference_pb
@@ -25,7 +26,7 @@ from service.rpc.pb.inference_service_pb2_grpc import GRPCInferenceServiceStub
 from service.server import build_engine
 from service.settings import Settings
 from tests.calibrated import calibrate, normal_images
-from tests.fakes import SIDE, GatedSession
+from tests.fakes import CLASSES, LATENT, SIDE, GatedSession
 from tests.repository import add_version, flip_a_byte, rewrite_manifest
 
 FLOW = "toy-flow"
@@ -447,6 +448,32 @@ async def test_models_are_loaded_and_unloaded_over_grpc_of_the_protocol(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is code
+
+
+async def test_requests_are_counted_by_version(
+    client: httpx.AsyncClient, engine: Engine, metrics: Metrics, gan: Path
+) -> None:
+    add_version(gan, "2")
+    await engine.rescan_models()
+    latents = {"name": "latent", "shape": [1, LATENT], "datatype": "FP32", "data": [0.0] * LATENT}
+    weights = {
+        "name": "class_weights", "shape": [1, CLASSES], "datatype": "FP32", "data": [0.0] * CLASSES
+    }  # fmt: skip
+    for version, inputs in (("1", [latents]), ("2", [latents, weights]), ("2", [latents, weights])):
+        path = f"/v2/models/toy-gan.decode/versions/{version}/infer"
+        await client.post(path, json={"inputs": inputs})
+    counted = {}
+    for version in ("1", "2"):
+        answer = await client.get(f"/v2/models/toy-gan.decode/versions/{version}/stats")
+        (entry,) = answer.json()["model_stats"]
+        stats = entry["inference_stats"]
+        counted[entry["version"]] = stats["success"]["count"], stats["fail"]["count"]
+    assert counted == {"1": (0, 1), "2": (2, 0)}
+    metrics.registry.register(InferenceMetrics(metrics))
+    labels = {"model": GAN, "version": "2"}
+    assert metrics.registry.get_sample_value("nv_inference_request_success", labels) == 2
+    labels = {"model": GAN, "version": "1", "reason": "OTHER"}
+    assert metrics.registry.get_sample_value("nv_inference_request_failure", labels) == 1
 
 
 class TestWithoutKeys:

@@ -297,11 +297,11 @@ class Engine:
     ) -> Iterator[tuple[Model, float]]:
         """Take a request, for a model and until a deadline, and count how it ends."""
         started = time.monotonic()
-        label, code = "", INTERNAL
+        name, version, code = "", "", INTERNAL
         self._enter()
         try:
             found = self.models.find(model) if model else self._default_model(operation)
-            label = found.name
+            name, version = found.name, found.version
             if operation != INFER:
                 found.check_offers(operation)
             if timeout_seconds is None:
@@ -317,9 +317,9 @@ class Engine:
             raise
         finally:
             self._leave(answered=code != RequestCancelled.reason)
-            self._metrics.requests.labels(label, operation, code).inc()
+            self._metrics.requests.labels(name, version, operation, code).inc()
             seconds = time.monotonic() - started
-            self._metrics.request_seconds.labels(label, operation).observe(seconds)
+            self._metrics.request_seconds.labels(name, version, operation).observe(seconds)
 
     def _enter(self) -> None:
         self.admitted += 1

@@ -185,7 +185,8 @@ class Inference:
         entries = []
         for model in models:
             name = model.artifact.name, model.function
-            success, fail = requests[*name, "success"], requests[*name, "fail"]
+            asked = model.artifact.name, model.version, model.function
+            success, fail = requests[*asked, "success"], requests[*asked, "fail"]
             entries.append(
                 {
                     "name": model.name,
@@ -245,7 +246,7 @@ class Inference:
             yield
             outcome = "success"
         finally:
-            labels = model.artifact.name, model.function, outcome
+            labels = model.artifact.name, model.version, model.function, outcome
             self._metrics.inference_seconds.labels(*labels).observe(time.monotonic() - started)
 
     def _read(

@@ -108,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, metavar="FILE", help="CSV to write; else printed")
     command.add_argument("--binarisation", choices=("threshold", "stochastic"))
     command.add_argument("--samples", type=int, help="draws of the importance-weighted bound")
+    command.add_argument(
+        "--false-positive-rate",
+        type=float,
+        metavar="RATE",
+        help="share of normal images that may be called anomalous; the service's is 0.01",
+    )
     command.set_defaults(command=_score)
     return parser
 
@@ -298,6 +304,7 @@ def _score(arguments: argparse.Namespace) -> None:
             images=images,
             binarisation=arguments.binarisation,
             samples=arguments.samples,
+            false_positive_rate=arguments.false_positive_rate,
         )
 
     chunks = score_files(paths, ask, arguments.samples)

@@ -20,7 +20,7 @@ from service.core.calibration import (
     in_halves,
     make_calibration,
 )
-from service.core.likelihood import measure
+from service.core.likelihood import measure, rows_for_image
 from service.core.manifest import Manifest
 from service.core.preprocess import read_images
 from service.core.requests import LikelihoodRequest, Limits, Scale, as_array
@@ -126,8 +126,7 @@ def calibrate(
     """
     check_counts(len(images.score_fit), len(images.calibrate))
     both = np.concatenate([images.score_fit, images.calibrate])
-    draws = request.samples or manifest.operations["likelihood"].draws or 1
-    size = max(1, min(batch_rows // draws, limits.count))
+    size = max(1, min(batch_rows // rows_for_image(manifest, request), limits.count))
 
     def measured(start: int) -> tuple[int, Measured]:
         chunk = both[start : start + size]

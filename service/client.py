@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from service.images import grid, levels_to_png, png_to_levels
@@ -21,9 +21,12 @@ _PNG_LEVELS = 256  # whatever the model's levels are, a PNG spreads them over th
 class ClientError(Exception):
     """A service could not be reached or refused; the message is one sentence for people."""
 
-    def __init__(self, message: str, reason: str | None = None) -> None:
+    def __init__(
+        self, message: str, reason: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(message)
         self.reason = reason  # of the service's error; None where it is not the service's
+        self.retry_after_seconds = retry_after_seconds  # None where it is no matter of time
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,12 @@ def _channel(service: Service) -> grpc.Channel:
 
 def _refusal(address: str, error: grpc.RpcError) -> ClientError:
     status = rpc_status.from_call(error)
+    info, retry = ErrorInfo(), RetryInfo()
     for detail in status.details if status else ():
-        info = ErrorInfo()
-        if detail.Unpack(info):
-            return ClientError(f"{info.reason}: {error.details()}", info.reason)
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    if info.reason:
+        delay = retry.retry_delay.ToTimedelta().total_seconds()
+        wait = delay if retry.HasField("retry_delay") else None
+        return ClientError(f"{info.reason}: {error.details()}", info.reason, wait)
     return ClientError(f"{address} answered {error.code().name}: {error.details()}")

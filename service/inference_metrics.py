@@ -25,17 +25,17 @@ _REASONS = {
 """Triton's reason of a failure, by our code; every other is OTHER."""
 
 _MICROSECONDS = 1e6
-_MODEL = ("model",)
+_MODEL = ("model", "version")
 
 Sums = dict[tuple[str, ...], float]
 """By the values of labels."""
 
 
 class InferenceMetrics(Collector):
-    """The nv_inference_ family, by model, computed from the service's metrics.
+    """The nv_inference_ family, by model and version, computed from the service's metrics.
 
-    Versions of one model are counted together, so there is no label `version`. Requests that were
-    refused before it was known which model they mean are in it with an empty one.
+    Of what runs, our metrics don't tell versions apart: there `version` is empty, as if it were not
+    there. Requests that were refused before it was known which model they mean have an empty one.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -83,13 +83,13 @@ class InferenceMetrics(Collector):
         """Return successes by model, and failures by model and Triton's reason."""
         success: Sums = {}
         failure: Sums = {}
-        for (model, code), count in _sums(
-            self._metrics.requests, "_total", labels=("model", "code")
+        for (model, version, code), count in _sums(
+            self._metrics.requests, "_total", labels=(*_MODEL, "code")
         ).items():
             if code == OK:
-                success[model,] = count
+                success[model, version] = count
             else:
-                key = model, _REASONS.get(code, "OTHER")
+                key = model, version, _REASONS.get(code, "OTHER")
                 failure[key] = failure.get(key, 0.0) + count
         return success, failure
 
@@ -97,12 +97,16 @@ class InferenceMetrics(Collector):
 def _sums(
     metric: MetricWrapperBase, suffix: str, scale: float = 1.0, labels: tuple[str, ...] = _MODEL
 ) -> Sums:
-    """Sum the samples of a metric that end in a suffix over all labels but these."""
+    """Sum the samples of a metric that end in a suffix over all labels but these.
+
+    A label that the metric has not is empty.
+    """
     sums: Sums = defaultdict(float)
     for family in metric.collect():
         for sample in family.samples:
             if sample.name == family.name + suffix:
-                sums[tuple(sample.labels[label] for label in labels)] += scale * sample.value
+                key = tuple(sample.labels.get(label, "") for label in labels)
+                sums[key] += scale * sample.value
     return sums
 
 

@@ -47,12 +47,12 @@ class Metrics:
         self.requests = counter(
             "genserve_requests",
             "Requests answered, by the reason of the error, or OK; without a model where none ran.",
-            ["model", "operation", "code"],
+            ["model", "version", "operation", "code"],
         )
         self.request_seconds = seconds(
             "genserve_request_seconds",
             "Time from admission to the result, without encoding it.",
-            ["model", "operation"],
+            ["model", "version", "operation"],
         )
         self.requests_in_flight = gauge(
             "genserve_requests_in_flight", "Requests admitted and not yet answered."
@@ -64,7 +64,7 @@ class Metrics:
         self.inference_seconds = Summary(
             "genserve_inference_seconds",
             "Time of requests of the Open Inference Protocol, by outcome: success or fail.",
-            ["model", "graph", "outcome"],
+            ["model", "version", "graph", "outcome"],
             registry=registry,
         )
 
@@ -179,18 +179,20 @@ class Metrics:
             if isinstance(metric, Counter | Gauge | Histogram):
                 metric.labels = cache(metric.labels)  # type: ignore[method-assign, assignment]
 
-    def expect_model(self, model: str, operations: Iterable[str]) -> None:
+    def expect_model(self, model: str, version: str, operations: Iterable[str]) -> None:
         """Show what requests of a model are counted by, at zero.
 
         A rate needs the value before the first request: of a series that begins at 1 it misses
         that request. What a client does wrong has too many names to show them all.
         """
         codes = (OK, INTERNAL, *(error.reason for error in _SERVER_FAULTS))
+        if "sample" in operations:  # which is a model of the Open Inference Protocol
+            self._expect_inference(model, version, "sample")
         for operation in operations:
             self.images.labels(model, operation)
-            self.request_seconds.labels(model, operation)
+            self.request_seconds.labels(model, version, operation)
             for code in codes:
-                self.requests.labels(model, operation, code)
+                self.requests.labels(model, version, operation, code)
         self.queue_seconds.labels(model)
         self.request_compute_seconds.labels(model)
 
@@ -199,12 +201,17 @@ class Metrics:
         self.compute_seconds.labels(model, graph)
         self.queued_requests.labels(model, graph)
 
-    def expect_batches(self, model: str, graph: str) -> None:
+    def expect_batches(self, model: str, version: str, graph: str) -> None:
         """Show what batches of a graph are counted by, at zero."""
         self.expect_graph(model, graph)
+        self._expect_inference(model, version, graph)
         self.batch_rows.labels(model, graph)
         for reason in ("full", "drained", "shared"):
             self.batches.labels(model, graph, reason)
+
+    def _expect_inference(self, model: str, version: str, graph: str) -> None:
+        for outcome in ("success", "fail"):
+            self.inference_seconds.labels(model, version, graph, outcome)
 
     def expect_painting(self, model: str, graph: str) -> None:
         """Show what images that are painted by a graph are counted by, at zero."""
@@ -216,6 +223,10 @@ class Metrics:
         for reason in ("cancelled", "deadline", "failed"):
             self.unfinished_images.labels(model, graph, reason)
 
+    def count_refusal(self, operation: str, error: GenserveError) -> None:
+        """Count a request of which nobody knows yet which model it means."""
+        self.requests.labels("", "", operation, error.reason).inc()
+
     @contextmanager
     def counting_refusals(self, operation: str) -> Iterator[None]:
         """Count a request that is refused in this block: before the engine, so of no model yet.
@@ -225,5 +236,5 @@ class Metrics:
         try:
             yield
         except GenserveError as error:
-            self.requests.labels("", operation, error.reason).inc()
+            self.count_refusal(operation, error)
             raise

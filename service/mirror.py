@@ -11,7 +11,9 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from service.core.artifact import CALIBRATIONS
 from service.core.manifest import MANIFEST_FILE, NAME, VERSION, read_manifest
@@ -20,6 +22,11 @@ from service.errors import ArtifactError, RepositoryUnavailable, StartupError
 SCHEMES = ("s3", "gs", "abfs")
 """Stores that are read: of objects, which are whole or not there."""
 
+Listing = dict[str, Mapping[str, Any]]
+"""What a store says of the files of one folder, by their names."""
+
+_STAMP = {"etag", "size", "lastmodified", "last_modified", "mtime", "updated"}
+"""Of which at least some change with an object's content; each store has names of its own."""
 _FOLDER = re.compile(f"{CALIBRATIONS}|{VERSION}")
 _CALIBRATION = re.compile(r"[0-9a-f]{12}\.json")
 
@@ -44,6 +51,7 @@ class Mirror:
                 f"{scheme}:// can't be read: {error}; pip install 'genserve[remote]' reads s3"
             ) from error
         self._url = url
+        self._stamps: dict[Path, object] = {}  # of versions, when they were last copied
         self._files = cache / "files"
         self.folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
         for folder in (self._files, self.folder):
@@ -60,7 +68,7 @@ class Mirror:
                 if version == CALIBRATIONS:
                     self._update_calibrations(name, there[name, version])
                 elif MANIFEST_FILE in there[name, version]:
-                    self._update_version(name, version)
+                    self._update_version(name, version, there[name, version])
         except Exception as error:  # stores share no base class of errors
             raise RepositoryUnavailable(f"{self._url} can't be read: {error}") from error
         for path in self.folder.glob("*/*"):
@@ -70,21 +78,23 @@ class Mirror:
             if path.stat().st_nlink == 1:  # no version holds it any more
                 path.unlink()
 
-    def _list(self) -> dict[tuple[str, str], dict[str, int]]:
-        """Return the sizes of files by their names, by the folders that may be of a repository."""
+    def _list(self) -> dict[tuple[str, str], Listing]:
+        """Return what is known of files, by the folders that may be of a repository."""
         self._store.invalidate_cache()
-        there: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+        there: dict[tuple[str, str], Listing] = defaultdict(dict)
         for path, facts in self._store.find(self._root, detail=True).items():
             parts = path.removeprefix(self._root).strip("/").split("/")
             if len(parts) == 3 and re.fullmatch(NAME, parts[0]) and _FOLDER.fullmatch(parts[1]):
-                there[parts[0], parts[1]][parts[2]] = facts["size"]
+                there[parts[0], parts[1]][parts[2]] = facts
         return there
 
-    def _update_version(self, name: str, version: str) -> None:
+    def _update_version(self, name: str, version: str, there: Listing) -> None:
         content = self._store.cat_file(f"{self._root}/{name}/{version}/{MANIFEST_FILE}")
         folder = self.folder / name / version
         manifest = folder / MANIFEST_FILE
-        if manifest.is_file() and manifest.read_bytes() == content and self._whole(folder):
+        same = manifest.is_file() and manifest.read_bytes() == content
+        # A file that is not what its hash says would be so again, until somebody replaces it.
+        if same and (self._whole(folder) or self._stamps.get(folder) == _stamp(there)):
             return
         folder.parent.mkdir(exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=".", dir=folder.parent))
@@ -98,6 +108,7 @@ class Mirror:
         if folder.exists():
             shutil.rmtree(folder)
         hidden.rename(folder)
+        self._stamps[folder] = _stamp(there)
 
     def _whole(self, folder: Path) -> bool:
         """Whether every file that the manifest names was found and is what its hash says."""
@@ -128,12 +139,12 @@ class Mirror:
         if cached.exists():
             os.link(cached, target)
 
-    def _update_calibrations(self, name: str, there: dict[str, int]) -> None:
+    def _update_calibrations(self, name: str, there: Listing) -> None:
         """Copy what is new: the names of calibrations are hashes of their content."""
         folder = self.folder / name / CALIBRATIONS
         folder.mkdir(parents=True, exist_ok=True)
-        for file, size in there.items():
-            path = folder / file
+        for file, facts in there.items():
+            path, size = folder / file, facts["size"]
             if _CALIBRATION.fullmatch(file) and not (path.exists() and path.stat().st_size == size):
                 partial = path.with_suffix(".part")
                 self._store.get_file(f"{self._root}/{name}/{CALIBRATIONS}/{file}", str(partial))
@@ -141,3 +152,11 @@ class Mirror:
         for path in folder.iterdir():
             if path.name not in there:
                 path.unlink()
+
+
+def _stamp(there: Listing) -> object:
+    """Return what changes where an object is replaced."""
+    return {
+        file: {name: str(fact) for name, fact in facts.items() if name.lower() in _STAMP}
+        for file, facts in there.items()
+    }

@@ -2,8 +2,10 @@
 
 import csv
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +20,8 @@ Ask = Callable[[Sequence[tuple[str, bytes]]], list[Score]]
 
 _CHUNK_ROWS = 512  # images times draws in one request: seconds at most, and far below the limits
 _CHUNK_IMAGES = 32
+_ATTEMPTS = 8  # at a request that the service asks to be sent later
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.1, 30.0
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -34,17 +38,36 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def score_files(
-    paths: Sequence[Path], ask: Ask, samples: int | None
+    paths: Sequence[Path],
+    ask: Ask,
+    samples: int | None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[int, list[dict[str, object]]]]:
     """Yield rows of the files in order, a request's at a time, with their number.
 
     A file that can't be read, or is no image that the model takes, gets a row with an error, and
-    the others their scores. Whatever else is refused raises ClientError.
+    the others their scores. A request that the service has no room for is sent again, some times,
+    after the seconds that it asks for. Whatever else is refused raises ClientError.
     """
     size = max(1, min(_CHUNK_IMAGES, _CHUNK_ROWS // max(1, samples or 1)))
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
-        yield len(chunk), _score_chunk(chunk, ask)
+        yield len(chunk), _score_chunk(chunk, partial(_ask_patiently, ask, wait))
+
+
+def _ask_patiently(
+    ask: Ask, wait: Callable[[float], None], images: Sequence[tuple[str, bytes]]
+) -> list[Score]:
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return ask(images)
+        except ClientError as error:
+            if error.retry_after_seconds is None:
+                raise
+            hint = error.retry_after_seconds
+        # A hint of 0 would be asked for again and again before anything has changed.
+        wait(min(max(hint, _SHORTEST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS))
+    return ask(images)
 
 
 def _score_chunk(paths: Sequence[Path], ask: Ask) -> list[dict[str, object]]:

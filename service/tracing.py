@@ -49,7 +49,7 @@ class Tracing:
         self, name: str, headers: Headers, **attributes: str
     ) -> AbstractContextManager[RequestTrace]:
         """Follow what is done in this block, as a part of what the W3C headers say."""
-        return nullcontext(_REQUEST)
+        return _NO_REQUEST
 
     def work(self, doing: str, model: str, graph: str, count: int) -> WorkTrace:
         """Follow work of the request that this is called for: `count` rows or images."""
@@ -69,5 +69,6 @@ class Tracing:
         """Send what is not sent yet."""
 
 
-_REQUEST, _WORK, _BATCH = RequestTrace(), WorkTrace(), BatchTrace()
+_NO_REQUEST = nullcontext(RequestTrace())  # one for all: it keeps nothing
+_WORK, _BATCH = WorkTrace(), BatchTrace()
 OFF = Tracing()

@@ -61,7 +61,12 @@ def gated(engine: Engine) -> Iterator[GatedSession]:
 
 
 def cancelled(metrics: Metrics) -> float:
-    labels = {"model": "toy-gan", "operation": "sample", "code": "REQUEST_CANCELLED"}
+    labels = {
+        "model": "toy-gan",
+        "version": "1",
+        "operation": "sample",
+        "code": "REQUEST_CANCELLED",
+    }
     return metrics.registry.get_sample_value("genserve_requests_total", labels) or 0.0
 
 
@@ -390,7 +395,8 @@ async def test_metrics_count_what_was_answered(client: httpx.AsyncClient) -> Non
     await client.post("/sample", json={"count": 0})
     answer = await client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    requests = 'genserve_requests_total{code="%s",model="toy-gan",operation="sample"} 1.0'
+    labels = 'code="%s",model="toy-gan",operation="sample",version="1"'
+    requests = f"genserve_requests_total{{{labels}}} 1.0"
     assert requests % "OK" in answer.text and requests % "OUT_OF_RANGE" in answer.text
     assert 'genserve_images_total{model="toy-gan",operation="sample"} 3.0' in answer.text
 

@@ -341,7 +341,7 @@ async def test_a_failed_run_is_not_repeated_for_who_has_left(make) -> None:
 
 
 async def test_the_reason_of_every_batch_is_counted(make, metrics, graph, session) -> None:
-    metrics.expect_batches("toy", "decode")
+    metrics.expect_batches("toy", "1", "decode")
 
     def batches() -> dict[str, float | None]:
         return {

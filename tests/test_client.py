@@ -2,16 +2,22 @@
 
 import asyncio
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from service import client
+from service.core.engine import Engine
 from service.images import levels_to_png
+from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
-from tests.fakes import SIDE
+from service.score import score_files
+from service.settings import Settings
+from tests.fakes import SIDE, GatedSession
 
 
 def square(level: int) -> bytes:
@@ -83,3 +89,63 @@ async def test_a_number_that_does_not_fit_is_a_sentence_too(address: str) -> Non
 def test_a_service_that_is_not_there_is_named() -> None:
     with pytest.raises(client.ClientError, match=r"127\.0\.0\.1:1 answered UNAVAILABLE"):
         client.sample(client.Service("127.0.0.1:1"))
+
+
+def test_whoever_is_asked_to_wait_for_ever_gives_up(tmp_path: Path) -> None:
+    picture = tmp_path / "black.png"
+    picture.write_bytes(square(0))
+    full, waits = client.ClientError("QUEUE_FULL: full", "QUEUE_FULL", 1e9), []
+
+    def refuse(images: object) -> list[client.Score]:
+        raise full
+
+    with pytest.raises(client.ClientError) as refused:
+        list(score_files([picture], refuse, None, waits.append))
+    assert refused.value is full
+    assert 0 < len(waits) < 20 and max(waits) <= 60
+
+
+class TestFullQueue:
+    """One worker, and a queue for 8 rows: two images of 4 draws."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"maximum_queued_rows": 8, "workers": 1})
+
+    async def test_scoring_waits_as_long_as_it_is_asked_to(
+        self,
+        address: str,
+        stub: GenerationServiceStub,
+        engine: Engine,
+        metrics: Metrics,
+        tmp_path: Path,
+    ) -> None:
+        picture = tmp_path / "black.png"
+        picture.write_bytes(square(0))
+        model = engine.models.find("toy-flow")
+        session = GatedSession(model.graphs["log_likelihood"].session)
+        model.graphs["log_likelihood"] = replace(model.graphs["log_likelihood"], session=session)
+        images = pb.Images(png=pb.PngFiles(files=[square(1)] * 2))
+        others = [stub.Likelihood(pb.LikelihoodRequest(model="toy-flow", images=images))]
+        async with asyncio.timeout(30):
+            while not metrics.registry.get_sample_value("genserve_queued_rows"):
+                await asyncio.sleep(0)
+        waits = []
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            session.gate.set()
+            asyncio.run_coroutine_threadsafe(answered(), loop).result(30)
+
+        async def answered() -> None:
+            await asyncio.gather(*others)
+
+        def ask(images: object) -> list[client.Score]:
+            return client.score(client.Service(address), model="toy-flow", images=images)
+
+        loop = asyncio.get_running_loop()
+        ((count, (row, _)),) = await asyncio.to_thread(
+            lambda: list(score_files([picture] * 2, ask, None, wait))
+        )
+        assert count == 2 and row["log_likelihood"] and "error" not in row
+        assert len(waits) == 1 and 0 < waits[0] <= 30

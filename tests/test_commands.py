@@ -14,6 +14,7 @@ from PIL import Image
 
 from service.__main__ import main
 from service.images import levels_to_png
+from tests.calibrated import normal_images
 from tests.conftest import TOYS
 from tests.fakes import SIDE
 from tests.live import ROOT, LiveServer
@@ -98,6 +99,24 @@ def test_score_writes_a_folder_in_order(server: LiveServer, folder: Path, tmp_pa
     (alone,) = read_csv(one)
     expected = pytest.approx(float(rows[40]["log_likelihood"]), rel=1e-5)
     assert float(alone["log_likelihood"]) == expected
+
+
+def test_score_asks_for_a_false_positive_rate(
+    calibrated: tuple[Path, object], tmp_path: Path
+) -> None:
+    for index, image in enumerate(normal_images(40, 256)):
+        picture = levels_to_png(image.astype(np.uint8), 256)
+        (tmp_path / f"{index:02}.png").write_bytes(picture)
+
+    def anomalous(rate: str) -> int:
+        out = tmp_path / "scores.csv"
+        asked = ["score", str(tmp_path), *address(live), "--model", "toy-flow", "--out", str(out)]
+        assert main([*asked, "--false-positive-rate", rate]) == 0
+        return sum(row["anomalous"] == "true" for row in read_csv(out))
+
+    with LiveServer(calibrated[0], default_models="toy-flow") as live:
+        live.wait_until_ready()
+        assert anomalous("0.05") < 20 < anomalous("0.9")
 
 
 def test_score_goes_on_after_a_file_that_is_no_image(

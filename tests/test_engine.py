@@ -381,8 +381,8 @@ async def test_requests_are_counted_by_outcome(engine: Engine, metrics: Metrics)
         return metrics.registry.get_sample_value(name, labels)
 
     where = {"model": "toy-gan", "operation": "sample"}
-    assert value("genserve_requests_total", **where, code="OK") == 1
-    assert value("genserve_requests_total", **where, code="OUT_OF_RANGE") == 1
+    assert value("genserve_requests_total", **where, version="1", code="OK") == 1
+    assert value("genserve_requests_total", **where, version="1", code="OUT_OF_RANGE") == 1
     assert value("genserve_images_total", **where) == 3
     assert value("genserve_batch_rows_sum", model="toy-gan", graph="decode") == 3
     assert value("genserve_requests_in_flight") == 0

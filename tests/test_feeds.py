@@ -77,7 +77,8 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 def answered(metrics: Metrics, code: str, model: str = FLOW) -> float:
-    labels = {"model": model, "operation": "likelihood", "code": code}
+    version = "1" if model else ""
+    labels = {"model": model, "version": version, "operation": "likelihood", "code": code}
     return value(metrics, "genserve_requests_total", **labels)
 
 
@@ -233,6 +234,51 @@ async def test_a_deadline_is_of_its_message(
 
 
 # Bounds
+
+
+class TestSmallQueue:
+    """A queue that takes one message of 10 images, of 4 draws each, and not a second one."""
+
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"maximum_queued_rows": 64})
+
+    async def test_no_message_is_refused_for_those_before_it(
+        self, stub: GenerationServiceStub, gated: GatedSession, metrics: Metrics
+    ) -> None:
+        requests = [request_of(count=10, seed=index) for index in range(12)]
+        call = stub.StreamLikelihood(iter(feed(requests)))
+        await until(lambda: value(metrics, "genserve_requests_in_flight") == 12)
+        gated.gate.set()
+        answers = await read(call, 12)
+        assert [len(answer.result.log_likelihood) for answer in answers] == [10] * 12
+        for request, answer in zip(requests, answers, strict=True):
+            alone = await stub.Likelihood(request)
+            expected = pytest.approx(list(alone.log_likelihood), rel=1e-5)
+            assert list(answer.result.log_likelihood) == expected
+        assert answered(metrics, "QUEUE_FULL") == 0, "nor is it counted as one"
+
+    async def test_a_message_waits_for_its_stream_no_longer_than_its_deadline(
+        self, stub: GenerationServiceStub, gated: GatedSession, metrics: Metrics
+    ) -> None:
+        hurried = request_of(count=10, seed=2, timeout_ms=50)
+        requests = [request_of(count=10), request_of(count=10, seed=1), hurried]
+        call = stub.StreamLikelihood(iter(feed(requests)))
+        await until(lambda: answered(metrics, "DEADLINE_EXCEEDED"))
+        gated.gate.set()
+        reasons = [answer.error.reason for answer in await read(call, 3)]
+        assert reasons == ["", "", "DEADLINE_EXCEEDED"]
+
+    async def test_a_message_is_refused_where_others_fill_the_queue(
+        self, stub: GenerationServiceStub, gated: GatedSession, metrics: Metrics
+    ) -> None:
+        others = [stub.Likelihood(request_of(count=10, seed=index)) for index in range(2)]
+        await until(lambda: value(metrics, "genserve_queued_rows") >= 40)
+        call = stub.StreamLikelihood(iter(feed([request_of(count=10, seed=3)])))
+        (refused,) = await read(call, 1)
+        assert refused.error.reason == "QUEUE_FULL"
+        gated.gate.set()
+        await asyncio.gather(*others)
 
 
 async def test_no_more_is_read_than_is_answered(

@@ -16,9 +16,11 @@ import pytest
 
 from service.core.manifest import read_manifest
 from service.core.preprocess import to_images
+from service.keys import create_key
 from service.rpc.pb import inference_service_pb2 as pb
 from tests.live import ROOT, LiveServer
 
+TRITONCLIENT = "tritonclient[http,grpc]==2.73.0"
 CLIENTS = Path(__file__).parent / "clients"
 ARTIFACTS = ROOT / "artifacts"
 LATENTS = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
@@ -76,9 +78,27 @@ def check_decoded(server: LiveServer, decoded: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def triton(server: LiveServer) -> dict[str, Any]:
-    python = installed("tritonclient", "tritonclient[http,grpc]==2.73.0")
+    python = installed("tritonclient", TRITONCLIENT)
     addresses = f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}"
     return run_client(python, "tritonclient_calls.py", *addresses, json.dumps(LATENTS.tolist()))
+
+
+@pytest.mark.slow
+def test_tritonclient_loads_and_unloads(tmp_path: Path) -> None:
+    key, line = create_key("test")
+    (tmp_path / "keys").write_text(line)
+    python = installed("tritonclient", TRITONCLIENT)
+    settings = {"default_models": "mnist-vae", "api_key_hashes": str(tmp_path / "keys")}
+    with LiveServer(ARTIFACTS, **settings) as started:
+        started.wait_until_ready(60)
+        addresses = f"127.0.0.1:{started.http_port}", f"127.0.0.1:{started.grpc_port}"
+        found = run_client(python, "tritonclient_repository.py", *addresses, key)
+    for transport in ("http", "grpc"):
+        shown = found[transport]
+        assert shown["ready"] == [True, False, True, False, True]
+        assert "come and go together" in shown["refused"]["unload of a graph"]
+        assert "config" in shown["refused"]["config"]
+        assert "API keys only" in shown["refused"]["no key"]
 
 
 @pytest.mark.slow  # installs packages, once

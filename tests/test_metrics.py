@@ -221,12 +221,15 @@ async def test_what_can_be_named_is_there_and_zero_before_the_first_request(
 ) -> None:
     requests = samples(metrics, "genserve_requests_total")
     assert {
-        (MODEL, "complete", "OK"),
-        (MODEL, "sample", "QUEUE_FULL"),
-        ("toy-gan", "decode", "DEADLINE_EXCEEDED"),
-        ("toy-vae", "likelihood", "INFERENCE_FAILED"),
+        (MODEL, "1", "complete", "OK"),
+        (MODEL, "1", "sample", "QUEUE_FULL"),
+        ("toy-gan", "1", "decode", "DEADLINE_EXCEEDED"),
+        ("toy-vae", "1", "likelihood", "INFERENCE_FAILED"),
     } < requests.keys()
-    assert (MODEL, "decode", "OK") not in requests, "which it does not offer"
+    assert (MODEL, "1", "decode", "OK") not in requests, "which it does not offer"
+    asked = samples(metrics, "genserve_inference_seconds_count")
+    assert {("toy-vae", "1", "encode", "fail"), (MODEL, "1", "sample", "success")} < asked.keys()
+    assert (MODEL, "1", "row_step", "success") not in asked
     assert ("toy-gan", "decode", "full") in samples(metrics, "genserve_batches_total")
     assert (MODEL, "row_step") in samples(metrics, "genserve_busy_slots")
     assert (MODEL, "log_likelihood") in samples(metrics, "genserve_compute_seconds_count")
@@ -287,15 +290,15 @@ async def test_triton_s_names_tell_the_same(
     def triton(name: str) -> dict[tuple[str, ...], float]:
         return samples(metrics, f"nv_inference_{name}")
 
-    assert triton("request_success")[MODEL,] == triton("request_success")["toy-flow",] == 1
-    assert triton("request_success")["toy-gan",] == 0
+    success = triton("request_success")
+    assert success[MODEL, "1"] == success["toy-flow", "1"] == 1 and success["toy-gan", "1"] == 0
     failures = triton("request_failure")
-    assert failures[MODEL, "OTHER"] == failures[MODEL, "BACKEND"] == 1
-    assert failures[MODEL, "REJECTED"] == failures[MODEL, "CANCELED"] == 0
-    assert triton("count")[MODEL,] == 3 * SIDE
-    assert triton("count")["toy-flow",] == 5
+    assert failures[MODEL, "1", "OTHER"] == failures[MODEL, "1", "BACKEND"] == 1
+    assert failures[MODEL, "1", "REJECTED"] == failures[MODEL, "1", "CANCELED"] == 0
+    assert triton("count")[MODEL, ""] == 3 * SIDE
+    assert triton("count")["toy-flow", ""] == 5
     assert (
-        triton("exec_count")[MODEL,]
+        triton("exec_count")[MODEL, ""]
         == samples(metrics, "genserve_compute_seconds_count")[MODEL, "row_step"]
         == SIDE
     )
@@ -304,8 +307,9 @@ async def test_triton_s_names_tell_the_same(
         ("queue_duration_us", "genserve_queue_seconds_sum"),
         ("compute_infer_duration_us", "genserve_request_compute_seconds_total"),
     ):
-        assert triton(name)[MODEL,] == 1e6 * samples(metrics, ours)[MODEL,] > 0
-    assert triton("request_duration_us")[MODEL,] > triton("compute_infer_duration_us")[MODEL,]
+        assert triton(name)[MODEL, ""] == 1e6 * samples(metrics, ours)[MODEL,] > 0
+    whole, computing = triton("request_duration_us"), triton("compute_infer_duration_us")
+    assert whole[MODEL, "1"] > computing[MODEL, ""]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool comes with prometheus")

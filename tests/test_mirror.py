@@ -15,7 +15,7 @@ from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings, read_settings
 from tests.calibrated import normal_images
-from tests.repository import add_version, rewrite_manifest
+from tests.repository import add_slow_version, add_version, flip_a_byte, rewrite_manifest
 
 BUCKET = "models"
 GAN = "toy-gan"
@@ -121,6 +121,26 @@ async def test_an_object_that_is_not_what_its_hash_says_is_refused_by_name_until
     shutil.rmtree(new)
     upload(store, add_version(gan, "2"))
     assert [change.kind for change in await engine.rescan_models()] == ["loaded"]
+
+
+async def test_a_wrong_object_is_not_downloaded_again_until_it_is_replaced(
+    engine: Engine, store: Any, settings: Settings, repository: Path, tmp_path: Path
+) -> None:
+    gan = shutil.copytree(repository / GAN, tmp_path / GAN)
+    new = add_slow_version(gan, "2", rows=4)  # its test vectors are of its own
+    good = (new / "vectors.npz").read_bytes()
+    flip_a_byte(new / "vectors.npz")
+    there = upload(store, new)
+    (change,) = await engine.rescan_models()
+    assert change.kind == "refused" and "vectors.npz is altered" in change.reason
+    (mirrored,) = settings.repository_cache.glob(f"*/{GAN}/2/vectors.npz")
+    before = mirrored.stat()
+    assert await engine.rescan_models() == [], "nor is it verified again"
+    after = mirrored.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    store.pipe_file(f"{there}/vectors.npz", good)  # of the same size
+    assert [change.kind for change in await engine.rescan_models()] == ["loaded"]
+    assert await sample(engine) == "toy-gan@2"
 
 
 async def test_files_are_downloaded_once_and_dropped_with_their_last_version(

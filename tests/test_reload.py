@@ -17,13 +17,16 @@ from service.core.engine import Answer, Engine
 from service.core.models import Change
 from service.core.requests import LikelihoodRequest, ReconstructRequest, SampleRequest
 from service.errors import ArtifactRefused, ModelNotFound, ModelUnloaded
+from service.inference_metrics import InferenceMetrics
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
+from service.rpc.pb import inference_service_pb2 as inference_pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
+from service.rpc.pb.inference_service_pb2_grpc import GRPCInferenceServiceStub
 from service.server import build_engine
 from service.settings import Settings
 from tests.calibrated import calibrate, normal_images
-from tests.fakes import SIDE, GatedSession
+from tests.fakes import CLASSES, LATENT, SIDE, GatedSession
 from tests.repository import add_version, flip_a_byte, rewrite_manifest
 
 FLOW = "toy-flow"
@@ -378,6 +381,101 @@ async def test_models_are_administered_over_grpc(stub: GenerationServiceStub, ga
         assert refused.value.code() is code
 
 
+async def test_models_are_loaded_and_unloaded_over_rest_of_the_protocol(
+    client: httpx.AsyncClient, engine: Engine, gan: Path
+) -> None:
+    async def ask(name: str, doing: str, **parameters: object) -> httpx.Response:
+        body = {"parameters": parameters} if parameters else None
+        return await client.post(f"/v2/repository/models/{name}/{doing}", json=body)
+
+    add_version(gan, "2")
+    assert (await ask(GAN, "load")).json() == {}
+    assert states(engine) == {"toy-gan@1": "available", "toy-gan@2": "ready"}
+    assert (await ask("toy-gan@2", "unload", unload_dependents=False)).status_code == 200
+    assert states(engine) == {"toy-gan@1": "ready", "toy-gan@2": "unloaded"}
+    assert (await ask(GAN, "unload", unload_dependents=True)).status_code == 200
+    assert (await client.get("/v2/models/toy-gan.decode/ready")).status_code == 503
+    assert (await ask("toy-gan.decode", "load")).status_code == 200
+    assert (await client.get("/v2/models/toy-gan.decode/versions/2/ready")).status_code == 200
+    for name, doing, parameters, status, word in (
+        ("toy-gan.decode", "unload", {}, 422, "unload toy-gan"),
+        ("toy-gan.nothing", "load", {}, 404, "toy-gan.nothing"),
+        ("toy-gan.nothing", "unload", {}, 404, "toy-gan.nothing"),
+        ("typo", "load", {}, 404, "typo"),
+        ("typo", "unload", {}, 404, "typo"),
+        ("toy-gan@7", "load", {}, 404, "toy-gan@7"),
+        (GAN, "load", {"config": "{}"}, 422, "config"),
+        (GAN, "load", {"file:1/model.onnx": "AAAA"}, 422, "file:1/model.onnx"),
+        (GAN, "unload", {"unload_dependents": 1}, 422, "unload_dependents"),
+        (GAN, "unload", {"force": True}, 422, "force"),
+    ):
+        refused = await ask(name, doing, **parameters)
+        assert refused.status_code == status, (name, doing)
+        assert refused.json().keys() == {"error"} and word in refused.json()["error"]
+    flip_a_byte(gan / "2" / "decode.onnx")
+    refused = await ask("toy-gan.decode", "load")
+    assert refused.status_code == 422 and "decode.onnx" in refused.json()["error"]
+    assert states(engine)["toy-gan@2"] == "ready", "what served before serves on"
+    refused = await client.post("/v2/repository/models/toy-gan/load", json={"other": 1})
+    assert refused.status_code == 422 and "other" in refused.json()["error"]
+
+
+async def test_models_are_loaded_and_unloaded_over_grpc_of_the_protocol(
+    channel: grpc.aio.Channel, engine: Engine
+) -> None:
+    stub = GRPCInferenceServiceStub(channel)
+    unload = inference_pb.RepositoryModelUnloadRequest(model_name=GAN)
+    unload.parameters["unload_dependents"].bool_param = False
+    await stub.RepositoryModelUnload(unload)
+    assert states(engine) == {"toy-gan@1": "unloaded"}
+    load = inference_pb.RepositoryModelLoadRequest(model_name="toy-gan.decode")
+    await stub.RepositoryModelLoad(load)
+    assert states(engine) == {"toy-gan@1": "ready"}
+    unload.model_name = "toy-gan.decode"
+    configured = inference_pb.RepositoryModelLoadRequest(model_name=GAN)
+    configured.parameters["config"].string_param = "{}"
+    valueless = inference_pb.RepositoryModelLoadRequest(model_name=GAN)
+    valueless.parameters["config"].SetInParent()
+    elsewhere = inference_pb.RepositoryModelLoadRequest(model_name=GAN, repository_name="other")
+    typo = inference_pb.RepositoryModelLoadRequest(model_name="typo")
+    for call, code in (
+        (stub.RepositoryModelUnload(unload), grpc.StatusCode.INVALID_ARGUMENT),
+        (stub.RepositoryModelLoad(configured), grpc.StatusCode.INVALID_ARGUMENT),
+        (stub.RepositoryModelLoad(valueless), grpc.StatusCode.INVALID_ARGUMENT),
+        (stub.RepositoryModelLoad(elsewhere), grpc.StatusCode.NOT_FOUND),
+        (stub.RepositoryModelLoad(typo), grpc.StatusCode.NOT_FOUND),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is code
+
+
+async def test_requests_are_counted_by_version(
+    client: httpx.AsyncClient, engine: Engine, metrics: Metrics, gan: Path
+) -> None:
+    add_version(gan, "2")
+    await engine.rescan_models()
+    latents = {"name": "latent", "shape": [1, LATENT], "datatype": "FP32", "data": [0.0] * LATENT}
+    weights = {
+        "name": "class_weights", "shape": [1, CLASSES], "datatype": "FP32", "data": [0.0] * CLASSES
+    }  # fmt: skip
+    for version, inputs in (("1", [latents]), ("2", [latents, weights]), ("2", [latents, weights])):
+        path = f"/v2/models/toy-gan.decode/versions/{version}/infer"
+        await client.post(path, json={"inputs": inputs})
+    counted = {}
+    for version in ("1", "2"):
+        answer = await client.get(f"/v2/models/toy-gan.decode/versions/{version}/stats")
+        (entry,) = answer.json()["model_stats"]
+        stats = entry["inference_stats"]
+        counted[entry["version"]] = stats["success"]["count"], stats["fail"]["count"]
+    assert counted == {"1": (0, 1), "2": (2, 0)}
+    metrics.registry.register(InferenceMetrics(metrics))
+    labels = {"model": GAN, "version": "2"}
+    assert metrics.registry.get_sample_value("nv_inference_request_success", labels) == 2
+    labels = {"model": GAN, "version": "1", "reason": "OTHER"}
+    assert metrics.registry.get_sample_value("nv_inference_request_failure", labels) == 1
+
+
 class TestWithoutKeys:
     """Whoever reaches a server without keys could load and unload: nobody may."""
 
@@ -390,6 +488,22 @@ class TestWithoutKeys:
             refused = await client.post(f"/models/{path}")
             assert (refused.status_code, refused.json()["reason"]) == (403, "ADMINISTRATION_OFF")
             assert "GENSERVE_API_KEY_HASHES" in refused.json()["detail"]
+
+    async def test_rest_of_the_protocol_refuses(self, client: httpx.AsyncClient) -> None:
+        for doing in ("load", "unload"):
+            refused = await client.post(f"/v2/repository/models/{GAN}/{doing}")
+            assert refused.status_code == 403 and refused.json().keys() == {"error"}
+            assert "GENSERVE_API_KEY_HASHES" in refused.json()["error"]
+
+    async def test_grpc_of_the_protocol_refuses(self, channel: grpc.aio.Channel) -> None:
+        stub = GRPCInferenceServiceStub(channel)
+        for call in (
+            stub.RepositoryModelLoad(inference_pb.RepositoryModelLoadRequest(model_name=GAN)),
+            stub.RepositoryModelUnload(inference_pb.RepositoryModelUnloadRequest(model_name=GAN)),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match="API keys") as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
     async def test_grpc_refuses(self, stub: GenerationServiceStub) -> None:
         for call in (

@@ -377,7 +377,8 @@ async def test_a_token_that_does_not_fit_is_refused_with_what_would(
     with pytest.raises(grpc.aio.AioRpcError, match="INVALID_ARGUMENT") as refused:
         await stub.StreamSample(pb.StreamSampleRequest(request=request, resume_token=token)).read()
     assert reason_of(refused.value) == reason and allowed in refused.value.details()
-    assert value(metrics, "genserve_requests_total", operation="sample", code=reason) == 2
+    labels = {"version": "1", "operation": "sample", "code": reason}
+    assert value(metrics, "genserve_requests_total", **labels) == 2
     assert value(metrics, "genserve_rows_total") == 2 * SIDE, "nothing was painted for them"
 
 

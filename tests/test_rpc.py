@@ -358,7 +358,7 @@ async def test_a_refusal_has_an_id_and_a_line_in_the_log_too(
 
 
 def counted(metrics: Metrics, code: str) -> float:
-    labels = {"model": GAN, "operation": "sample", "code": code}
+    labels = {"model": GAN, "version": "1", "operation": "sample", "code": code}
     return metrics.registry.get_sample_value("genserve_requests_total", labels) or 0.0
 
 

@@ -74,7 +74,7 @@ def busy_slots(metrics: Metrics) -> float:
 
 def cancelled(metrics: Metrics) -> float:
     code = {"operation": "sample", "code": "REQUEST_CANCELLED"}
-    return value(metrics, "genserve_requests_total", **code)
+    return value(metrics, "genserve_requests_total", version="1", **code)
 
 
 def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -145,7 +145,8 @@ async def test_a_stream_is_admitted_and_counted_like_any_request(
     assert metrics.registry.get_sample_value("genserve_requests_in_flight") == 1
     assert [event async for event in rows]
     for code in ("OK", "OUT_OF_RANGE"):
-        assert value(metrics, "genserve_requests_total", operation="sample", code=code) == 1
+        labels = {"version": "1", "operation": "sample", "code": code}
+        assert value(metrics, "genserve_requests_total", **labels) == 1
     assert metrics.registry.get_sample_value("genserve_requests_in_flight") == 0
     assert cancelled(metrics) == 0
 

@@ -45,7 +45,7 @@ class Guard:
             self._check(scope)
             self._admission.enter()
         except GenserveError as error:
-            self._metrics.requests.labels("", "", error.reason).inc()
+            self._metrics.count_refusal("", error)
             if scope["path"].startswith("/v2"):
                 response = inference_error_of(error)
             else:

@@ -81,6 +81,10 @@ class _IndexBody(_Part):
     ready: bool = False
 
 
+class _RepositoryBody(_Part):
+    parameters: dict[str, Any] = {}
+
+
 B = TypeVar("B", bound=_Part)
 
 
@@ -133,6 +137,18 @@ def inference_routes(
         body = _check(content, _IndexBody) if content else _IndexBody()
         return _json(inference.index(body.ready))
 
+    async def load(request: Request) -> Response:
+        await inference.load(request.path_params["name"], await parameters(request))
+        return _json({})
+
+    async def unload(request: Request) -> Response:
+        await inference.unload(request.path_params["name"], await parameters(request))
+        return _json({})
+
+    async def parameters(request: Request) -> dict[str, Any]:
+        content = await read_content(request, limits)
+        return _check(content, _RepositoryBody).parameters if content else {}
+
     async def unknown(request: Request) -> Response:
         raise ModelNotFound(
             f"there is no {request.method} {request.url.path[:200]}; docs/protocol.md lists what "
@@ -153,6 +169,8 @@ def inference_routes(
         add(f"{model}/stats", statistics)
         add(f"{model}/infer", infer, "POST")
     add("/v2/repository/index", index, "POST")
+    add("/v2/repository/models/{name}/load", load, "POST")
+    add("/v2/repository/models/{name}/unload", unload, "POST")
     everything = ["GET", "POST", "PUT", "PATCH", "DELETE"]
     router.add_route("/v2/{rest:path}", _answering(unknown), methods=everything)
     return router

@@ -39,6 +39,11 @@ def class_weights(
     return _one_hot(classes or (), count, len(condition.names))
 
 
+def every_class(classes: int, count: int) -> Array:
+    """Return the weights of one class after the other for each image, [count * K, K]."""
+    return np.tile(np.eye(classes, dtype=np.float32), (count, 1))
+
+
 def is_given(request: ConditionRequest) -> bool:
     """Whether the request asks for a condition."""
     return bool(_asked_kinds(request))

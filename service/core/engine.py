@@ -6,10 +6,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
+from service.core.feed import Feed
 from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
 from service.core.models import Change, Model, Models
@@ -200,12 +202,12 @@ class Engine:
         self._quiet.set()  # a stream whose client does not read would keep `drain` for ever
 
     @contextmanager
-    def feed(self) -> Iterator[None]:
+    def feed(self) -> Iterator[Feed]:
         """Keep `drain` waiting until this block ends: what it has read is to be answered."""
         self._feeds += 1
         self._quiet.clear()
         try:
-            yield
+            yield Feed()
         finally:
             self._feeds -= 1
             self._rest()
@@ -217,17 +219,19 @@ class Engine:
         *,
         model: str | None = None,
         timeout_seconds: float | None = None,
-        accepted: bool = False,
+        feed: Feed | None = None,
     ) -> Answer:
         """Run an operation on a model, or on the first default model that offers it.
 
-        What a feed has `accepted` is run while the engine drains, too. Raises a GenserveError;
-        whatever it is, other requests are untouched by it.
+        What a `feed` has read is run while the engine drains, too, and is not refused for what the
+        feed itself has in the queue. Raises a GenserveError; whatever it is, other requests are
+        untouched by it.
         """
-        if not accepted:
+        if feed is None:
             self._check_open(operation)
         with self._admitted(operation, model, timeout_seconds) as (found, deadline):
-            async with aclosing(self._drive(found, operation, request, deadline)) as steps:
+            driven = self._drive(found, operation, request, deadline, feed=feed)
+            async with aclosing(driven) as steps:
                 async for step in steps:
                     if isinstance(step, Answer):
                         return step
@@ -293,11 +297,11 @@ class Engine:
     ) -> Iterator[tuple[Model, float]]:
         """Take a request, for a model and until a deadline, and count how it ends."""
         started = time.monotonic()
-        label, code = "", INTERNAL
+        name, version, code = "", "", INTERNAL
         self._enter()
         try:
             found = self.models.find(model) if model else self._default_model(operation)
-            label = found.name
+            name, version = found.name, found.version
             if operation != INFER:
                 found.check_offers(operation)
             if timeout_seconds is None:
@@ -313,9 +317,9 @@ class Engine:
             raise
         finally:
             self._leave(answered=code != RequestCancelled.reason)
-            self._metrics.requests.labels(label, operation, code).inc()
+            self._metrics.requests.labels(name, version, operation, code).inc()
             seconds = time.monotonic() - started
-            self._metrics.request_seconds.labels(label, operation).observe(seconds)
+            self._metrics.request_seconds.labels(name, version, operation).observe(seconds)
 
     def _enter(self) -> None:
         self.admitted += 1
@@ -338,6 +342,7 @@ class Engine:
         request: Request,
         deadline: float,
         reader: Reader | None = None,
+        feed: Feed | None = None,
     ) -> AsyncGenerator[PaintJob | Answer, None]:
         """Run the steps of an operation; yields what is being painted meanwhile, then the answer.
 
@@ -364,7 +369,8 @@ class Engine:
                     job.future.cancel()  # frees the slots, if nobody waits for the rest
                 outputs = {"levels": job.levels, "log_probability": job.log_probability}
             elif isinstance(step, Call):
-                outputs = await self._batcher.run(model.graphs[step.graph], step.inputs, deadline)
+                run = partial(self._batcher.run, model.graphs[step.graph], step.inputs, deadline)
+                outputs = await (run() if feed is None else feed.run(run, deadline))
             else:
                 self._metrics.images.labels(model.name, operation).inc(step.count)
                 if isinstance(step, LikelihoodResult) and step.anomaly:

@@ -34,12 +34,14 @@ from service.metrics import Metrics
 EXTENSIONS = (
     "binary_tensor_data",
     "model_configuration",
+    "model_repository",
     "parameters",
     "statistics",
 )
 FINAL_RESPONSE = "triton_final_response"
 """The parameter that tells the last response to a request of a stream."""
 
+_UNLOAD_DEPENDENTS = "unload_dependents"
 _SAMPLE_PARAMETERS = ("seed", "count", "class")
 _EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
 _SEQUENCE = "sequence_"
@@ -140,6 +142,39 @@ class Inference:
         ]
         return [entry for entry in entries if entry["state"] == "READY" or not ready_only]
 
+    async def load(self, name: str, parameters: Parameters) -> None:
+        """Load an artifact anew; a model of it stands for all of it. See `Engine.load_model`.
+
+        Raises InvalidRequest for any parameter: what is loaded is what the repository holds.
+        """
+        for parameter in parameters:
+            raise InvalidRequest(
+                f"there is no parameter '{parameter[:100]}'; an artifact is loaded as it is in the "
+                "repository, with its own configuration and files"
+            )
+        by_artifact = "@" in name or "." not in name
+        await self._engine.load_model(name if by_artifact else self.find(name).artifact.name)
+
+    async def unload(self, name: str, parameters: Parameters) -> None:
+        """Unload an artifact, by its own name only; see `Engine.unload_model`.
+
+        Raises InvalidRequest for a model of one: the others of its artifact would go with it.
+        """
+        for parameter, value in parameters.items():
+            # No model depends on another, so either value means the same.
+            if parameter != _UNLOAD_DEPENDENTS or not isinstance(value, bool):
+                raise InvalidRequest(
+                    f"there is no parameter '{parameter[:100]}'; taken is {_UNLOAD_DEPENDENTS}, "
+                    "true or false"
+                )
+        if "@" not in name and "." in name:
+            artifact = self.find(name).artifact.name
+            raise InvalidRequest(
+                f"{name} can't be unloaded alone: the models of an artifact come and go together; "
+                f"unload {artifact}"
+            )
+        await self._engine.unload_model(name)
+
     def statistics(self, models: Sequence[InferenceModel]) -> list[dict[str, Any]]:
         """Return what the protocol counts of models, since the start; versions are not told apart.
 
@@ -150,7 +185,8 @@ class Inference:
         entries = []
         for model in models:
             name = model.artifact.name, model.function
-            success, fail = requests[*name, "success"], requests[*name, "fail"]
+            asked = model.artifact.name, model.version, model.function
+            success, fail = requests[*asked, "success"], requests[*asked, "fail"]
             entries.append(
                 {
                     "name": model.name,
@@ -210,7 +246,7 @@ class Inference:
             yield
             outcome = "success"
         finally:
-            labels = model.artifact.name, model.function, outcome
+            labels = model.artifact.name, model.version, model.function, outcome
             self._metrics.inference_seconds.labels(*labels).observe(time.monotonic() - started)
 
     def _read(

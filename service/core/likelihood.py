@@ -10,7 +10,16 @@ from service.core import noise
 from service.core.anomaly import applicable, verdict
 from service.core.calibration import Calibration, Protocol
 from service.core.calls import Call, Inputs, Outputs, feed, no_noise, noise_of_port, output
-from service.core.conditions import class_weights, is_given
+from service.core.conditions import class_weights, every_class, is_given
+from service.core.estimators import (
+    Floats,
+    Marginal,
+    expected,
+    log_mean_weight,
+    marginalise,
+    marginalise_map,
+    mean_log_weight,
+)
 from service.core.manifest import Manifest, Port
 from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
 from service.core.requests import (
@@ -23,7 +32,6 @@ from service.core.requests import (
 from service.core.scores import CODEC, Statistic, codec_bits
 from service.errors import InvalidRequest
 
-Floats = NDArray[np.float64]
 Scoring = Generator[Call, Outputs, LikelihoodResult]
 Measuring = Generator[Call, Outputs, tuple[Protocol, dict[Statistic, Floats]]]
 
@@ -36,6 +44,12 @@ class Estimate(NamedTuple):
     draws: int
     noisy: bool
     importance: bool  # the log of the mean weight, not the mean of log weights
+    classes: int  # that an image is scored under, to be summed over; 1 where there is nothing to
+
+    @property
+    def rows(self) -> int:
+        """Rows of the graph for one image: its draws, under one class after the other."""
+        return self.draws * self.classes
 
 
 def likelihood(
@@ -51,15 +65,18 @@ def likelihood(
     2015, eq. 8). In expectation both bound log p from below. So does plain Monte Carlo, the log of
     the mean of p(x|z) over z of the prior: the mean is right, and a log is concave (Jensen).
 
+    A model that needs a class and is given none answers the log of the sum over y of p(y) p(x|y),
+    with the prior of its manifest.
+
     Anomaly scores are added where a calibration was computed by the same protocol.
     """
     estimate = _estimate(manifest, request, limits)
-    levels = _levels(manifest, request, limits, estimate.draws)
+    levels = _levels(manifest, request, limits, estimate)
     _check_map(manifest, request, estimate)
     protocol, meaning = _protocol(manifest, request, estimate), manifest.operations["likelihood"]
     calibration = applicable(calibrations, request, protocol)
     outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
-    score, error = _log_likelihood(manifest, estimate, outputs)
+    score, error, _ = _log_likelihood(manifest, estimate, outputs)
     anomaly = None
     if calibration is not None:
         statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
@@ -84,7 +101,7 @@ def likelihood(
 def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Measuring:
     """Return what a calibration is made of: the protocol of a request and its statistics, [N]."""
     estimate = _estimate(manifest, request, limits)
-    levels = _levels(manifest, request, limits, estimate.draws)
+    levels = _levels(manifest, request, limits, estimate)
     outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
     statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
     return _protocol(manifest, request, estimate), statistics
@@ -93,13 +110,29 @@ def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> M
 def _estimate(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Estimate:
     """Return how the request's likelihood is estimated; raises InvalidRequest or OutOfRange."""
     name, meaning = _scoring_graph(manifest, request), manifest.operations["likelihood"]
+    classes = _summed_classes(manifest, request)
     noisy = request.estimator is not None or manifest.graphs[name].input("noise") is not None
     draws = (meaning.draws or 1) if request.samples is None else request.samples
     if request.samples is not None:
         check_range("samples", draws, 1, limits.draws if noisy else 1)
     importance = request.samples is not None and noisy
     named = meaning.importance_estimator if importance else meaning.estimator
-    return Estimate(name, request.estimator or str(named), draws, noisy, importance)
+    return Estimate(name, request.estimator or str(named), draws, noisy, importance, classes)
+
+
+def rows_for_image(manifest: Manifest, request: LikelihoodRequest) -> int:
+    """Return how many rows one image of a request takes, before the request is checked."""
+    draws = request.samples or manifest.operations["likelihood"].draws or 1
+    return draws * _summed_classes(manifest, request)
+
+
+def _summed_classes(manifest: Manifest, request: LikelihoodRequest) -> int:
+    condition = manifest.condition
+    if condition is None or condition.optional or is_given(request.condition):
+        return 1
+    if manifest.graphs["log_likelihood"].input("condition") is None:
+        return 1
+    return len(condition.names)
 
 
 def _scoring_graph(manifest: Manifest, request: LikelihoodRequest) -> str:
@@ -115,23 +148,30 @@ def _scoring_graph(manifest: Manifest, request: LikelihoodRequest) -> str:
     return "log_mass_given_latent"
 
 
-def _levels(manifest: Manifest, request: LikelihoodRequest, limits: Limits, draws: int) -> Levels:
+def _levels(
+    manifest: Manifest, request: LikelihoodRequest, limits: Limits, estimate: Estimate
+) -> Levels:
     """Return the levels that the model scores, [N, H, W, C]."""
     check_range("seed", request.seed, 0, noise.MAXIMUM_SEED)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "likelihood", levels, request.binarisation, request.seed)
-    check_range("the number of images times samples", len(levels) * draws, 1, limits.rows)
+    asked = "the number of images times samples"
+    if estimate.classes > 1:
+        asked += f" times {estimate.classes} classes, of which none is given,"
+    check_range(asked, len(levels) * estimate.rows, 1, limits.rows)
     return levels
 
 
 def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate) -> Protocol:
     """Return how the statistics of a request are computed."""
-    meaning, condition = manifest.operations["likelihood"], manifest.condition
-    given = is_given(request.condition)
-    class_is_drawn = condition is not None and not condition.optional and not given
-    drawn = estimate.noisy or class_is_drawn or request.binarisation == "stochastic"
+    conditioning = manifest.operations["likelihood"].conditioning or "none"
+    if estimate.classes > 1:
+        conditioning = "marginal"
+    elif is_given(request.condition):
+        conditioning = "given"
+    drawn = estimate.noisy or request.binarisation == "stochastic"
     return Protocol(
-        conditioning="given" if given else meaning.conditioning or "none",
+        conditioning=conditioning,
         binarisation=request.binarisation,
         estimator=estimate.estimator,
         draws=estimate.draws,
@@ -143,49 +183,63 @@ def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate
 def _inputs(
     manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
 ) -> Inputs:
-    """Return the inputs of the scoring graph: an image's draws are rows that follow each other."""
+    """Return the inputs of the scoring graph: an image's draws are rows that follow each other.
+
+    Where classes are summed over they come one after the other, each with the same draws.
+    """
     seeds, keys = np.full(len(levels), request.seed, np.uint64), image_keys(levels)
-    draws = estimate.draws
+    draws, classes = estimate.draws, estimate.classes
 
     def rows_of_noise(port: Port) -> Array:
         # An image's draws are consecutive positions of its stream: [N, draws * size].
-        stream = noise_of_port(port, seeds, keys, draws)
-        return stream.reshape(len(levels) * draws, *port.row_shape)
+        stream = np.repeat(noise_of_port(port, seeds, keys, draws), classes, axis=0)
+        return stream.reshape(len(levels) * estimate.rows, *port.row_shape)
 
     repeated = {
         role: None if array is None else np.repeat(array, draws, axis=0)
-        for role, array in _roles(manifest, request, levels).items()
+        for role, array in _roles(manifest, request, estimate, levels).items()
     }
     if request.estimator == "monte_carlo":
-        repeated["latent"] = _prior_draws(manifest, seeds, keys, draws)
+        latents = np.repeat(_prior_draws(manifest, seeds, keys, draws), classes, axis=0)
+        repeated["latent"] = latents.reshape(len(levels) * estimate.rows, -1)
     return feed(manifest.graphs[estimate.graph], rows_of_noise, **repeated)
 
 
 def _roles(
-    manifest: Manifest, request: LikelihoodRequest, levels: Levels
+    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
 ) -> dict[str, Array | None]:
+    """Return images and conditions, [N * classes]."""
+    values = to_values(manifest, levels)
+    if estimate.classes > 1:
+        condition = every_class(estimate.classes, len(levels))
+        return {"data": np.repeat(values, estimate.classes, axis=0), "condition": condition}
     weights = class_weights(manifest, request.condition, len(levels), request.seed)
-    return {"data": to_values(manifest, levels), "condition": weights}
+    return {"data": values, "condition": weights}
 
 
 def _prior_draws(
     manifest: Manifest, seeds: NDArray[np.uint64], keys: NDArray[np.uint64], draws: int
 ) -> Array:
-    """Return `draws` latents for each image, [N * draws, D], of the standard normal prior."""
+    """Return `draws` latents for each image, [N, draws * D], of the standard normal prior."""
     assert manifest.latent is not None, "the manifest was checked for a latent"
     size = manifest.latent.shape[0]
     uniforms = noise.uniform(seeds, "prior", keys, draws * size)
-    # [N, draws * D] -> [N * draws, D]
-    return noise.normal(uniforms).astype(np.float32).reshape(-1, size)
+    return noise.normal(uniforms).astype(np.float32)
 
 
-def _log_likelihood(
-    manifest: Manifest, estimate: Estimate, outputs: Outputs
-) -> tuple[Floats, Floats | None]:
-    """Return the log-likelihood of each image and its standard error, [N]."""
+def _log_likelihood(manifest: Manifest, estimate: Estimate, outputs: Outputs) -> Marginal:
+    """Return the log-likelihood of each image, its standard error, and p(y|x), [N]."""
     values = output(manifest.graphs[estimate.graph], outputs, "log_likelihood")
-    weights = values.astype(np.float64).reshape(-1, estimate.draws)
-    return log_mean_weight(weights) if estimate.importance else mean_log_weight(weights)
+    weights = values.astype(np.float64).reshape(-1, estimate.classes, estimate.draws)
+    if estimate.classes > 1:
+        return marginalise(weights, _prior(manifest), estimate.importance)
+    score = log_mean_weight if estimate.importance else mean_log_weight
+    return Marginal(*score(weights[:, 0]), np.ones(weights.shape[:2]))
+
+
+def _prior(manifest: Manifest) -> Sequence[float]:
+    assert manifest.condition is not None, "classes are summed over where there are some"
+    return manifest.condition.prior
 
 
 def _statistics(
@@ -195,49 +249,29 @@ def _statistics(
     levels: Levels,
     outputs: Outputs,
 ) -> Generator[Call, Outputs, dict[Statistic, Floats]]:
-    """Return every statistic that there is of each image, [N]; means over draws."""
-    score, _ = _log_likelihood(manifest, estimate, outputs)
+    """Return every statistic that there is of each image, [N]; means over draws.
+
+    Where no class is given, means over p(y|x) too.
+    """
+    score, _, posterior = _log_likelihood(manifest, estimate, outputs)
     statistics: dict[Statistic, Floats] = {
         "log_likelihood": score,
         "codec_bits": codec_bits(levels),
     }
     for port in manifest.graphs[estimate.graph].outputs:
         if port.role == "statistic":
-            values = outputs[port.name].astype(np.float64).reshape(-1, estimate.draws)
-            statistics[cast(Statistic, port.name)] = values.mean(axis=1)
+            values = outputs[port.name].astype(np.float64).reshape(*posterior.shape, -1)
+            statistics[cast(Statistic, port.name)] = expected(posterior, values.mean(axis=2))
     background = manifest.graphs.get("background_log_likelihood")
     if background is not None:
-        inputs = feed(background, no_noise, **_roles(manifest, request, levels))
+        inputs = feed(background, no_noise, **_roles(manifest, request, estimate, levels))
         answer = yield Call("background_log_likelihood", inputs)
-        values = output(background, answer, "log_likelihood")
-        statistics["background_log_likelihood"] = values.astype(np.float64)
+        values = output(background, answer, "log_likelihood").astype(np.float64)
+        if estimate.classes > 1:
+            weights = values.reshape(-1, estimate.classes, 1)
+            values = marginalise(weights, _prior(manifest), importance=False).log_likelihood
+        statistics["background_log_likelihood"] = values
     return statistics
-
-
-def mean_log_weight(weights: Floats) -> tuple[Floats, Floats | None]:
-    """Return the mean over draws of log weights [N, k], and its standard error for k > 1.
-
-    Where a weight is 0, its log is -inf: so is the mean, and the error is not a number.
-    """
-    draws = weights.shape[1]
-    if draws == 1:
-        return weights[:, 0], None
-    with np.errstate(invalid="ignore"):
-        return weights.mean(axis=1), weights.std(axis=1, ddof=1) / np.sqrt(draws)
-
-
-def log_mean_weight(weights: Floats) -> tuple[Floats, Floats | None]:
-    """Return log(mean over draws of exp(log weights)) for [N, k], and its standard error.
-
-    The error is the delta method's: the standard error of the mean weight over the mean weight.
-    Where a few weights dominate it says too little: it can't exceed 1 nat. Where every weight is 0,
-    the result is -inf, and the error is not a number.
-    """
-    highest = weights.max(axis=1, keepdims=True)
-    highest = np.where(np.isneginf(highest), 0.0, highest)  # -inf - -inf is no number
-    mean, error = mean_log_weight(np.exp(weights - highest))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return highest[:, 0] + np.log(mean), None if error is None else error / mean
 
 
 def _bits_per_dim(manifest: Manifest, log_likelihood: Floats) -> Floats | None:
@@ -271,6 +305,6 @@ def _check_map(manifest: Manifest, request: LikelihoodRequest, estimate: Estimat
 def _map(manifest: Manifest, estimate: Estimate, outputs: Outputs) -> Floats:
     """Return the log-likelihood of each pixel, in nats, the mean over draws, [N, H, W]."""
     values = output(manifest.graphs[estimate.graph], outputs, "log_likelihood_map")
-    draws = values.astype(np.float64).reshape(-1, estimate.draws, *values.shape[1:])
-    mean: Floats = draws.mean(axis=1)
-    return mean
+    shape = (-1, estimate.classes, estimate.draws, *values.shape[1:])
+    maps: Floats = values.astype(np.float64).reshape(shape).mean(axis=2)
+    return marginalise_map(maps, _prior(manifest)) if estimate.classes > 1 else maps[:, 0]

@@ -179,12 +179,12 @@ class Models:
         self._metrics.model_refused.labels(*labels).set_function(partial(is_in, "refused"))
         if model.manifest is None:
             return
-        self._metrics.expect_model(model.name, model.manifest.operations)
+        self._metrics.expect_model(*labels, model.manifest.operations)
         for name, graph in model.manifest.graphs.items():
             if graph.output("levels"):
                 self._metrics.expect_painting(model.name, name)
             else:
-                self._metrics.expect_batches(model.name, name)
+                self._metrics.expect_batches(*labels, name)
 
     def all(self) -> list[Model]:
         """Return every model, by name, oldest version first."""

@@ -17,7 +17,7 @@ from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
-from service.core.likelihood import likelihood
+from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port
 from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
@@ -209,8 +209,7 @@ def work(manifest: Manifest, request: Request) -> int:
         case InterpolateRequest():
             return request.steps ** (2 if request.corners else 1)
         case LikelihoodRequest():
-            draws = request.samples or manifest.operations["likelihood"].draws or 1
-            return len(request.images) * draws
+            return len(request.images) * rows_for_image(manifest, request)
         case _:
             return len(request.images)
 

@@ -71,7 +71,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
 
     async def _refuse(self, method: str, error: GenserveError, context: Context) -> None:
         status, request_id = to_status(error), request_id_of(context)
-        self._metrics.requests.labels("", "", error.reason).inc()
+        self._metrics.count_refusal("", error)
         name, code = method.rpartition("/")[2], status.code.name
         access.info("request", extra={"request_id": request_id, "method": name, "status": code})
         await context.send_initial_metadata(((REQUEST_ID, request_id),))

@@ -116,11 +116,26 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         self, message: pb.RepositoryIndexRequest, context: Context
     ) -> pb.RepositoryIndexResponse:
         """List the models."""
-        if message.repository_name:
-            raise ModelNotFound("there is one repository, and it has no name; leave it out")
+        _check_repository(message.repository_name)
         index = pb.RepositoryIndexResponse()
         ParseDict({"models": self._inference.index(message.ready)}, index)
         return index
+
+    async def RepositoryModelLoad(
+        self, message: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load an artifact anew."""
+        _check_repository(message.repository_name)
+        await self._inference.load(message.model_name, _parameters(message))
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, message: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload an artifact."""
+        _check_repository(message.repository_name)
+        await self._inference.unload(message.model_name, _parameters(message))
+        return pb.RepositoryModelUnloadResponse()
 
     async def ModelInfer(
         self, message: pb.ModelInferRequest, context: Context
@@ -173,6 +188,11 @@ class InferenceServicer(GRPCInferenceServiceServicer):
             return await asyncio.to_thread(_read, message) if large else _read(message)
 
 
+def _check_repository(name: str) -> None:
+    if name:
+        raise ModelNotFound("there is one repository, and it has no name; leave it out")
+
+
 def _read(message: pb.ModelInferRequest) -> InferenceRequest:
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -188,7 +208,7 @@ def _read(message: pb.ModelInferRequest) -> InferenceRequest:
         model_name=message.model_name,
         model_version=message.model_version,
         id=message.id,
-        parameters={name: _value(name, part) for name, part in message.parameters.items()},
+        parameters=_parameters(message),
         tensors=[
             _tensor(part, raw[index] if raw else None) for index, part in enumerate(message.inputs)
         ],
@@ -217,7 +237,11 @@ def _tensor(part: Any, raw: bytes | None) -> Tensor:
     return Tensor(name=part.name, datatype=part.datatype, shape=part.shape, content=content)
 
 
-def _value(name: str, part: pb.InferParameter) -> object:
+def _parameters(message: Any) -> dict[str, object]:
+    return {name: _value(name, part) for name, part in message.parameters.items()}
+
+
+def _value(name: str, part: pb.InferParameter | pb.ModelRepositoryParameter) -> object:
     choice = part.WhichOneof("parameter_choice")
     if choice is None:
         raise InvalidRequest(f"parameter {name[:100]} has no value")

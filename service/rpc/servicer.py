@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from service.core.engine import Answer, Engine
+from service.core.feed import Feed
 from service.core.models import Model
 from service.core.requests import Request
 from service.core.streaming import Preview, Rows
@@ -107,10 +108,10 @@ class GenerationServicer(GenerationServiceServicer):
         context: Context,
     ) -> AsyncGenerator[pb.StreamLikelihoodResponse, None]:
         """Score a feed; bytes that were no message come as the error to answer them with."""
-        with self._metrics.open_streams.track_inprogress(), self._engine.feed():
+        with self._metrics.open_streams.track_inprogress(), self._engine.feed() as feed:
             answers = answer_in_order(
                 messages,
-                partial(self._score, context),
+                partial(self._score, context, feed),
                 at_once=MAXIMUM_UNANSWERED,
                 stopping=self._engine.until_draining,
             )
@@ -119,7 +120,7 @@ class GenerationServicer(GenerationServiceServicer):
                     yield answer
 
     async def _score(
-        self, context: Context, message: pb.StreamLikelihoodRequest | MalformedRequest
+        self, context: Context, feed: Feed, message: pb.StreamLikelihoodRequest | MalformedRequest
     ) -> pb.StreamLikelihoodResponse:
         """Answer one message of a feed, with its error where there is one."""
         try:
@@ -128,7 +129,7 @@ class GenerationServicer(GenerationServiceServicer):
                     raise message
             asked = await self._asked("likelihood", message.request, context, reading.likelihood)
             # Read before the engine drained, if it does: so it is answered.
-            answer = await self._engine.run("likelihood", **asked, accepted=True)
+            answer = await self._engine.run("likelihood", **asked, feed=feed)
             result = await _scored(answer, message.request)
         except GenserveError as error:
             return pb.StreamLikelihoodResponse(error=to_entry(error))

@@ -34,8 +34,7 @@ Sums = dict[tuple[str, ...], float]
 class InferenceMetrics(Collector):
     """The nv_inference_ family, by model and version, computed from the service's metrics.
 
-    Of what runs, our metrics don't tell versions apart: there `version` is empty, as if it were not
-    there. Requests that were refused before it was known which model they mean have an empty one.
+    Requests that were refused before it was known which model they mean are in it with empty ones.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -97,16 +96,12 @@ class InferenceMetrics(Collector):
 def _sums(
     metric: MetricWrapperBase, suffix: str, scale: float = 1.0, labels: tuple[str, ...] = _MODEL
 ) -> Sums:
-    """Sum the samples of a metric that end in a suffix over all labels but these.
-
-    A label that the metric has not is empty.
-    """
+    """Sum the samples of a metric that end in a suffix over all labels but these."""
     sums: Sums = defaultdict(float)
     for family in metric.collect():
         for sample in family.samples:
             if sample.name == family.name + suffix:
-                key = tuple(sample.labels.get(label, "") for label in labels)
-                sums[key] += scale * sample.value
+                sums[tuple(sample.labels[label] for label in labels)] += scale * sample.value
     return sums
 
 

@@ -72,17 +72,19 @@ class Metrics:
         self.queue_seconds = seconds(
             "genserve_queue_seconds",
             "Time that rows waited before their batch started, and images before they got a slot.",
-            ["model"],
+            ["model", "version", "graph"],
         )
         self.compute_seconds = seconds(
-            "genserve_compute_seconds", "Time that one batch ran.", ["model", "graph"]
+            "genserve_compute_seconds", "Time that one batch ran.", ["model", "version", "graph"]
         )
         self.request_compute_seconds = counter(
             "genserve_request_compute_seconds",
             "Time that batches ran, counted once for each request that had rows in them.",
-            ["model"],
+            ["model", "version", "graph"],
         )
-        self.batch_rows = rows("genserve_batch_rows", "Rows in a batch.", ["model", "graph"])
+        self.batch_rows = rows(
+            "genserve_batch_rows", "Rows in a batch.", ["model", "version", "graph"]
+        )
         self.batches = counter(
             "genserve_batches",
             "Batches started: full, drained (all that was queued), or shared with idle workers.",
@@ -92,11 +94,11 @@ class Metrics:
         self.queued_requests = gauge(
             "genserve_queued_requests",
             "Requests of which nothing runs yet: no row has a worker, no image a slot.",
-            ["model", "graph"],
+            ["model", "version", "graph"],
         )
 
         # Painting: rows of pixels, of images that share every step
-        self.rows = counter("genserve_rows", "Rows painted.", ["model"])
+        self.rows = counter("genserve_rows", "Rows painted.", ["model", "version"])
         self.first_row_seconds = seconds(
             "genserve_first_row_seconds",
             "Time from a request to the first row of its first image.",
@@ -193,19 +195,22 @@ class Metrics:
             self.request_seconds.labels(model, version, operation)
             for code in codes:
                 self.requests.labels(model, version, operation, code)
-        self.queue_seconds.labels(model)
-        self.request_compute_seconds.labels(model)
 
-    def expect_graph(self, model: str, graph: str) -> None:
+    def expect_graph(self, model: str, version: str, graph: str) -> None:
         """Show what runs of a graph are counted by, at zero."""
-        self.compute_seconds.labels(model, graph)
-        self.queued_requests.labels(model, graph)
+        for metric in (
+            self.queue_seconds,
+            self.compute_seconds,
+            self.request_compute_seconds,
+            self.queued_requests,
+        ):
+            metric.labels(model, version, graph)
 
     def expect_batches(self, model: str, version: str, graph: str) -> None:
         """Show what batches of a graph are counted by, at zero."""
-        self.expect_graph(model, graph)
+        self.expect_graph(model, version, graph)
         self._expect_inference(model, version, graph)
-        self.batch_rows.labels(model, graph)
+        self.batch_rows.labels(model, version, graph)
         for reason in ("full", "drained", "shared"):
             self.batches.labels(model, graph, reason)
 
@@ -213,10 +218,10 @@ class Metrics:
         for outcome in ("success", "fail"):
             self.inference_seconds.labels(model, version, graph, outcome)
 
-    def expect_painting(self, model: str, graph: str) -> None:
+    def expect_painting(self, model: str, version: str, graph: str) -> None:
         """Show what images that are painted by a graph are counted by, at zero."""
-        self.expect_graph(model, graph)
-        self.rows.labels(model)
+        self.expect_graph(model, version, graph)
+        self.rows.labels(model, version)
         self.first_row_seconds.labels(model)
         for metric in (self.busy_slots, self.waiting_images, self.joined_images):
             metric.labels(model, graph)

@@ -384,7 +384,8 @@ async def test_requests_are_counted_by_outcome(engine: Engine, metrics: Metrics)
     assert value("genserve_requests_total", **where, version="1", code="OK") == 1
     assert value("genserve_requests_total", **where, version="1", code="OUT_OF_RANGE") == 1
     assert value("genserve_images_total", **where) == 3
-    assert value("genserve_batch_rows_sum", model="toy-gan", graph="decode") == 3
+    labels = {"model": "toy-gan", "version": "1", "graph": "decode"}
+    assert value("genserve_batch_rows_sum", **labels) == 3
     assert value("genserve_requests_in_flight") == 0
     assert value("genserve_model_ready", model="toy-gan", version="1") == 1
 

@@ -286,7 +286,9 @@ async def test_statistics_count_requests_rows_and_batches(
         request = pb.ModelStatisticsRequest(name=name, version="1")
         (message,) = (await inference.ModelStatistics(request)).model_stats
         assert message.inference_count == entry["inference_count"]
-        assert message.inference_stats.success.ns == entry["inference_stats"]["success"]["ns"]
+        for kind in ("success", "fail", "queue", "compute_infer"):
+            duration = getattr(message.inference_stats, kind)
+            assert {"count": duration.count, "ns": duration.ns} == entry["inference_stats"][kind]
         return entry
 
     name = "toy-vae.decode"
@@ -301,6 +303,8 @@ async def test_statistics_count_requests_rows_and_batches(
     assert (stats["success"]["count"], stats["fail"]["count"]) == (1, 1)
     assert after["execution_count"] == stats["compute_infer"]["count"] >= 2
     assert stats["success"]["ns"] > 0 and stats["compute_infer"]["ns"] > 0
+    assert before["inference_stats"]["queue"] == {"count": 0, "ns": 0}
+    assert stats["queue"]["count"] >= 2 and stats["queue"]["ns"] > 0
     await streamed(inference, sample_message(seed=1))
     assert (await of("toy-raster.sample"))["inference_stats"]["success"]["count"] == 1
     listed = (await client.get("/v2/models/stats")).json()["model_stats"]

@@ -99,7 +99,8 @@ async def test_images_wait_join_and_finish(
     await until(lambda: painting(metrics)["busy_slots"] == 0)
     done = {"slots": SLOTS, "busy_slots": 0, "waiting_images": 0, "joined_images": 20}
     assert painting(metrics) == {**done, **UNTOUCHED}
-    rows = metrics.registry.get_sample_value("genserve_rows_total", {"model": MODEL})
+    labels = {"model": MODEL, "version": "1"}
+    rows = metrics.registry.get_sample_value("genserve_rows_total", labels)
     assert rows == 20 * SIDE
 
 
@@ -232,8 +233,9 @@ async def test_what_can_be_named_is_there_and_zero_before_the_first_request(
     assert (MODEL, "1", "row_step", "success") not in asked
     assert ("toy-gan", "decode", "full") in samples(metrics, "genserve_batches_total")
     assert (MODEL, "row_step") in samples(metrics, "genserve_busy_slots")
-    assert (MODEL, "log_likelihood") in samples(metrics, "genserve_compute_seconds_count")
-    assert (MODEL, "row_step") not in samples(metrics, "genserve_batch_rows_count")
+    for name in ("compute_seconds", "queue_seconds"):
+        assert (MODEL, "1", "log_likelihood") in samples(metrics, f"genserve_{name}_count")
+    assert (MODEL, "1", "row_step") not in samples(metrics, "genserve_batch_rows_count")
     told = {"genserve_model_ready", "genserve_model_load_seconds", "genserve_model_loads_total"}
     values = {
         sample.name: sample.value
@@ -248,7 +250,7 @@ async def test_requests_are_queued_until_a_worker_has_rows_of_them(
     engine: Engine, metrics: Metrics
 ) -> None:
     def queued() -> float:
-        return samples(metrics, "genserve_queued_requests")["toy-gan", "decode"]
+        return samples(metrics, "genserve_queued_requests")["toy-gan", "1", "decode"]
 
     model = engine.models.find("toy-gan")
     session = GatedSession(model.graphs["decode"].session)
@@ -268,8 +270,8 @@ async def test_requests_are_queued_until_a_worker_has_rows_of_them(
     await asyncio.gather(running, *waiting[1:])
     assert queued() == 0
     assert session.batches == [2, 4]
-    (each,) = (samples(metrics, "genserve_compute_seconds_sum")["toy-gan", "decode"],)
-    shared = samples(metrics, "genserve_request_compute_seconds_total")["toy-gan",]
+    each = samples(metrics, "genserve_compute_seconds_sum")["toy-gan", "1", "decode"]
+    shared = samples(metrics, "genserve_request_compute_seconds_total")["toy-gan", "1", "decode"]
     assert each < shared <= 2 * each, "the second batch counts for both of its requests"
 
 
@@ -295,11 +297,11 @@ async def test_triton_s_names_tell_the_same(
     failures = triton("request_failure")
     assert failures[MODEL, "1", "OTHER"] == failures[MODEL, "1", "BACKEND"] == 1
     assert failures[MODEL, "1", "REJECTED"] == failures[MODEL, "1", "CANCELED"] == 0
-    assert triton("count")[MODEL, ""] == 3 * SIDE
-    assert triton("count")["toy-flow", ""] == 5
+    assert triton("count")[MODEL, "1"] == 3 * SIDE
+    assert triton("count")["toy-flow", "1"] == 5
     assert (
-        triton("exec_count")[MODEL, ""]
-        == samples(metrics, "genserve_compute_seconds_count")[MODEL, "row_step"]
+        triton("exec_count")[MODEL, "1"]
+        == samples(metrics, "genserve_compute_seconds_count")[MODEL, "1", "row_step"]
         == SIDE
     )
     assert set(triton("pending_request_count").values()) == {0.0}
@@ -307,9 +309,10 @@ async def test_triton_s_names_tell_the_same(
         ("queue_duration_us", "genserve_queue_seconds_sum"),
         ("compute_infer_duration_us", "genserve_request_compute_seconds_total"),
     ):
-        assert triton(name)[MODEL, ""] == 1e6 * samples(metrics, ours)[MODEL,] > 0
+        of_step = samples(metrics, ours)[MODEL, "1", "row_step"]
+        assert triton(name)[MODEL, "1"] == 1e6 * of_step > 0
     whole, computing = triton("request_duration_us"), triton("compute_infer_duration_us")
-    assert whole[MODEL, "1"] > computing[MODEL, ""]
+    assert whole[MODEL, "1"] > computing[MODEL, "1"]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool comes with prometheus")

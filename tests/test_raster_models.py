@@ -350,9 +350,9 @@ async def test_candidates_count_as_images_that_are_painted(
     manifest = engine.models.find(MODEL).manifest
     assert work(manifest, CompleteRequest(image=image, known=LATE, candidates=20)) == 20
     await post(client, "complete", image=image.tolist(), known=LATE.tolist(), candidates=20)
-    labels = {"model": MODEL}
+    labels = {"model": MODEL, "version": "1"}
     assert metrics.registry.get_sample_value("genserve_rows_total", labels) == 20 * SIDE
-    labels["operation"] = "complete"
+    labels = {"model": MODEL, "operation": "complete"}
     assert metrics.registry.get_sample_value("genserve_images_total", labels) == 1
 
 

@@ -467,11 +467,14 @@ async def test_requests_are_counted_by_version(
         answer = await client.get(f"/v2/models/toy-gan.decode/versions/{version}/stats")
         (entry,) = answer.json()["model_stats"]
         stats = entry["inference_stats"]
-        counted[entry["version"]] = stats["success"]["count"], stats["fail"]["count"]
-    assert counted == {"1": (0, 1), "2": (2, 0)}
+        counted[entry["version"]] = [
+            stats[kind]["count"] for kind in ("success", "fail", "queue", "compute_infer")
+        ]
+    assert counted == {"1": [0, 1, 0, 0], "2": [2, 0, 2, 2]}
     metrics.registry.register(InferenceMetrics(metrics))
     labels = {"model": GAN, "version": "2"}
     assert metrics.registry.get_sample_value("nv_inference_request_success", labels) == 2
+    assert metrics.registry.get_sample_value("nv_inference_exec_count", labels) == 2
     labels = {"model": GAN, "version": "1", "reason": "OTHER"}
     assert metrics.registry.get_sample_value("nv_inference_request_failure", labels) == 1
 

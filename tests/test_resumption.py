@@ -166,7 +166,7 @@ async def test_a_slow_reader_gets_fewer_previews(engine: Engine, metrics: Metric
     request = SampleRequest(count=4, seed=7)
     async with aclosing(engine.stream("sample", request, stream=stream, model=MODEL)) as events:
         first = await anext(events)
-        await until(lambda: value(metrics, "genserve_rows_total") == 4 * SIDE)
+        await until(lambda: value(metrics, "genserve_rows_total", version="1") == 4 * SIDE)
         *previews, _ = [event async for event in events]
     assert first.rows_done == 4 * SIDE or [event.rows_done for event in previews] == [4 * SIDE]
 
@@ -379,7 +379,9 @@ async def test_a_token_that_does_not_fit_is_refused_with_what_would(
     assert reason_of(refused.value) == reason and allowed in refused.value.details()
     labels = {"version": "1", "operation": "sample", "code": reason}
     assert value(metrics, "genserve_requests_total", **labels) == 2
-    assert value(metrics, "genserve_rows_total") == 2 * SIDE, "nothing was painted for them"
+    assert value(metrics, "genserve_rows_total", version="1") == 2 * SIDE, (
+        "nothing was painted for them"
+    )
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:

@@ -128,7 +128,7 @@ async def test_an_operation_without_rows_streams_its_answer_alone(engine: Engine
 async def test_a_slow_reader_gets_more_rows_at_once(engine: Engine, metrics: Metrics) -> None:
     events = engine.stream("sample", SampleRequest(count=2, seed=7), model=MODEL)
     first = await anext(events)
-    await until(lambda: value(metrics, "genserve_rows_total") == 2 * SIDE)
+    await until(lambda: value(metrics, "genserve_rows_total", version="1") == 2 * SIDE)
     rest = [event async for event in events]
     rows = [event for event in rest if isinstance(event, Progress)]
     assert len(rows) <= 3, "what is left of the first wake-up, then once for each image"

@@ -49,6 +49,11 @@ class LoadedGraph:
     name: str
     session: Session
 
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """What its runs are counted by."""
+        return self.model, self.version, self.name
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -125,7 +130,7 @@ class Batcher:
             queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
             queue.add(job)
             self._turns.setdefault(graph, queue)
-            self._metrics.queued_requests.labels(graph.model, graph.name).inc()
+            self._metrics.queued_requests.labels(*graph.labels).inc()
             released = list(self._take_for_idle(now))
         if len(released) > 1:  # they share this job, and what is deferred would be made for each
             job.inputs = {name: as_array(rows) for name, rows in inputs.items()}
@@ -239,8 +244,8 @@ class Batcher:
         full = rows == self._maximum_batch_rows
         reason: Release = "full" if full else "drained" if drained else "shared"
         self._metrics.batches.labels(graph.model, graph.name, reason).inc()
-        self._metrics.batch_rows.labels(graph.model, graph.name).observe(rows)
-        queue_seconds = self._metrics.queue_seconds.labels(graph.model)
+        self._metrics.batch_rows.labels(*graph.labels).observe(rows)
+        queue_seconds = self._metrics.queue_seconds.labels(*graph.labels)
         for part in parts:
             self._count_started(graph, part.job)
             queue_seconds.observe(now - part.job.submitted)
@@ -252,7 +257,7 @@ class Batcher:
         """Take note that a job waits no more: a worker has it, or it left before."""
         if not job.started:
             job.started = True
-            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
+            self._metrics.queued_requests.labels(*graph.labels).dec()
 
     def _release(self, batches: list[Batch]) -> None:
         self._busy += len(batches)
@@ -295,9 +300,9 @@ class Batcher:
     ) -> None:
         """Answer those of a batch; on the event loop."""
         seconds = ended - batch.started
-        model = batch.graph.model
-        self._metrics.compute_seconds.labels(model, batch.graph.name).observe(seconds)
-        self._metrics.request_compute_seconds.labels(model).inc(seconds * len(batch.parts))
+        labels = batch.graph.labels
+        self._metrics.compute_seconds.labels(*labels).observe(seconds)
+        self._metrics.request_compute_seconds.labels(*labels).inc(seconds * len(batch.parts))
         for part, result in zip(batch.parts, results, strict=True):
             deliver(part, result)
         batch.trace.end()

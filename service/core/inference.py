@@ -176,17 +176,17 @@ class Inference:
         await self._engine.unload_model(name)
 
     def statistics(self, models: Sequence[InferenceModel]) -> list[dict[str, Any]]:
-        """Return what the protocol counts of models, since the start; versions are not told apart.
+        """Return what the protocol counts of models, since the start.
 
         What a graph ran is counted whoever asked for it; requests are those of the protocol.
         """
         requests = _counted(self._metrics.inference_seconds)
+        waits = _counted(self._metrics.queue_seconds)
         runs, rows = _counted(self._metrics.compute_seconds), _counted(self._metrics.batch_rows)
         entries = []
         for model in models:
-            name = model.artifact.name, model.function
-            asked = model.artifact.name, model.version, model.function
-            success, fail = requests[*asked, "success"], requests[*asked, "fail"]
+            name = model.artifact.name, model.version, model.function
+            success, fail = requests[*name, "success"], requests[*name, "fail"]
             entries.append(
                 {
                     "name": model.name,
@@ -196,6 +196,7 @@ class Inference:
                     "inference_stats": {
                         "success": _duration(success),
                         "fail": _duration(fail),
+                        "queue": _duration(waits[name]),
                         "compute_infer": _duration(runs[name]),
                     },
                 }

@@ -182,7 +182,7 @@ class Models:
         self._metrics.expect_model(*labels, model.manifest.operations)
         for name, graph in model.manifest.graphs.items():
             if graph.output("levels"):
-                self._metrics.expect_painting(model.name, name)
+                self._metrics.expect_painting(*labels, name)
             else:
                 self._metrics.expect_batches(*labels, name)
 

@@ -138,7 +138,7 @@ class RowScheduler:
             self._next_deadline = min(self._next_deadline, deadline)
             self._waiting[graph][job] = None
             self._metrics.waiting_images.labels(graph.model, graph.name).inc(len(canvas))
-            self._metrics.queued_requests.labels(graph.model, graph.name).inc()
+            self._metrics.queued_requests.labels(*graph.labels).inc()
             self._wake(graph, len(canvas))
         future.add_done_callback(lambda _: self._end(graph, job))
         return job
@@ -219,7 +219,7 @@ class RowScheduler:
             reasons = [departure(slot, self._clock()) for slot in job.parked]
         self._metrics.waiting_images.labels(graph.model, graph.name).dec(slotless)
         if not job.joined:
-            self._metrics.queued_requests.labels(graph.model, graph.name).dec()
+            self._metrics.queued_requests.labels(*graph.labels).dec()
         self._count_unfinished(graph, reasons)
 
     def _open(self, graph: LoadedGraph, ports: Graph) -> None:
@@ -400,10 +400,10 @@ class RowScheduler:
 
     def _keep_rows(self, graph: LoadedGraph, painted: PaintedRows, seconds: float) -> None:
         """Take what a step painted, on the event loop."""
-        self._metrics.compute_seconds.labels(graph.model, graph.name).observe(seconds)
+        self._metrics.compute_seconds.labels(*graph.labels).observe(seconds)
         requests = len({slot.job for slot in painted.slots})
-        self._metrics.request_compute_seconds.labels(graph.model).inc(seconds * requests)
-        self._metrics.rows.labels(graph.model).inc(len(painted.slots))
+        self._metrics.request_compute_seconds.labels(*graph.labels).inc(seconds * requests)
+        self._metrics.rows.labels(graph.model, graph.version).inc(len(painted.slots))
         keep_rows(painted)
         for slot, row in zip(painted.slots, painted.rows, strict=True):
             if row == 0 and slot.image == 0:
@@ -420,11 +420,11 @@ class RowScheduler:
         self._metrics.busy_slots.labels(*labels).inc(len(slots))
         new = [slot for slot in slots if not slot.row]  # the others were counted when they began
         self._metrics.joined_images.labels(*labels).inc(len(new))
-        self._metrics.queued_requests.labels(*labels).dec(sum(not slot.image for slot in new))
+        self._metrics.queued_requests.labels(*graph.labels).dec(sum(not slot.image for slot in new))
         now = self._clock()
         for slot in new:
             slot.job.trace.begin()
-            self._metrics.queue_seconds.labels(graph.model).observe(now - slot.job.submitted)
+            self._metrics.queue_seconds.labels(*graph.labels).observe(now - slot.job.submitted)
 
     def _count_parked(self, graph: LoadedGraph, images: int) -> None:
         labels = graph.model, graph.name

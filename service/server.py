@@ -137,37 +137,15 @@ async def serve(settings: Settings) -> None:
         keys=keys,
         version=version("genserve"),
     )
-    rpc = create_rpc()
-    grpc_port = _bind(rpc.server, settings.host, settings.grpc_port, identity)
-
-    async def replace_broken_rpc() -> None:
-        """Grpc.aio stops for good where a call's path is not UTF-8, which anybody can send."""
-        nonlocal rpc
-        while not stopping.is_set():
-            try:
-                await rpc.server.wait_for_termination()  # not to be cancelled: it would stop it
-                return
-            except UnicodeDecodeError:
-                log.exception("the gRPC server broke, and is replaced")
-            while True:
-                rpc = create_rpc()
-                try:
-                    _bind(rpc.server, settings.host, grpc_port, identity)
-                    break
-                except StartupError:  # until the broken one has let go of the port
-                    await asyncio.sleep(_PORT_SECONDS)
-            await rpc.start()
-            await rpc.set_serving(engine.ready)
-
+    rpc = _GrpcServer(create_rpc, settings.host, settings.grpc_port, identity)
     stopping, hurrying = _catch_signals()
 
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
-    log.info("listening", extra={"http_port": http_port, "grpc_port": grpc_port})
-    loading = asyncio.create_task(_load(engine, lambda: rpc))
+    log.info("listening", extra={"http_port": http_port, "grpc_port": rpc.port})
+    loading = asyncio.create_task(_load(engine, rpc))
     rescanning = asyncio.create_task(_rescan(engine, settings.rescan_seconds))
-    replacing = asyncio.create_task(replace_broken_rpc())
     await stopping.wait()
 
     log.info("draining", extra={"drain_seconds": settings.drain_seconds})
@@ -183,20 +161,23 @@ async def serve(settings: Settings) -> None:
         engine.abort()  # whoever still waits is answered
         await asyncio.wait([drained], timeout=_LAST_ANSWERS_SECONDS)
         rest.force_exit = True
-        await rpc.server.stop(0)
+        await rpc.stop(0)
     await drained
-    await replacing
     await asyncio.to_thread(tracing.close)
     log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
 
 
 async def _drain(
-    engine: Engine, rest: uvicorn.Server, serving: asyncio.Task[None], rpc: Rpc, seconds: float
+    engine: Engine,
+    rest: uvicorn.Server,
+    serving: asyncio.Task[None],
+    rpc: "_GrpcServer",
+    seconds: float,
 ) -> None:
     """Finish what was accepted, then close. Meanwhile probes and new requests are told to leave."""
     await engine.drain()
     rest.should_exit = True
-    await asyncio.gather(serving, rpc.server.stop(seconds))
+    await asyncio.gather(serving, rpc.stop(seconds))
 
 
 def _find_tracing(traces: Literal["none", "otlp"]) -> Tracing:
@@ -248,6 +229,64 @@ def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
+class _GrpcServer:
+    """The gRPC server, and another in its place where it breaks.
+
+    Grpc.aio stops for good where the path of a call is not UTF-8, which anybody can send.
+    """
+
+    def __init__(
+        self, create: Callable[[], Rpc], host: str, port: int, identity: Identity | None
+    ) -> None:
+        """Listen; raises StartupError where that can't be."""
+        self._create = create
+        self._host = host
+        self._identity = identity
+        self._rpc = create()
+        self.port = _bind(self._rpc.server, host, port, identity)
+        self._serving = False
+        self._stopping = False
+        self._replacing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Answer calls."""
+        await self._rpc.start()
+        self._replacing = asyncio.create_task(self._replace_broken())
+
+    async def set_serving(self, serving: bool) -> None:
+        """Answer health checks with this."""
+        self._serving = serving
+        await self._rpc.set_serving(serving)
+
+    async def stop(self, seconds: float) -> None:
+        """Refuse new calls, and cancel what is not answered after so many seconds."""
+        self._stopping = True
+        await self._rpc.server.stop(seconds)
+        if self._replacing:
+            await self._replacing
+
+    async def _replace_broken(self) -> None:
+        while not self._stopping:
+            try:
+                await self._rpc.server.wait_for_termination()  # not to be cancelled: it would stop
+                return
+            except UnicodeDecodeError:
+                log.exception("the gRPC server broke, and is replaced")
+            await self._replace()
+
+    async def _replace(self) -> None:
+        while not self._stopping:
+            self._rpc = self._create()
+            try:
+                _bind(self._rpc.server, self._host, self.port, self._identity)
+            except StartupError:  # until the broken one has let go of the port
+                await asyncio.sleep(_PORT_SECONDS)
+                continue
+            await self._rpc.start()
+            await self._rpc.set_serving(self._serving)
+            return
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a record: time, level, logger, message, and whatever `extra` holds."""
 
@@ -280,13 +319,13 @@ def _check_default_models(settings: Settings, models: Models) -> None:
             raise StartupError(f"{error.message}; set GENSERVE_DEFAULT_MODELS") from error
 
 
-async def _load(engine: Engine, rpc: Callable[[], Rpc]) -> None:
+async def _load(engine: Engine, rpc: _GrpcServer) -> None:
     await engine.load_default_models()
     ready = None
     while True:
         if ready is not engine.ready:
             ready = engine.ready
-            await rpc().set_serving(ready)
+            await rpc.set_serving(ready)
             log.info("ready" if ready else "not ready", extra={"models": engine.readiness()})
         await engine.until_administered()
 

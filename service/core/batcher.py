@@ -131,7 +131,7 @@ class Batcher:
             queue.add(job)
             self._turns.setdefault(graph, queue)
             self._metrics.queued_requests.labels(*graph.labels).inc()
-            released = list(self._take_for_idle(now))
+            released = list(self._take_for_idle())
         if len(released) > 1:  # they share this job, and what is deferred would be made for each
             job.inputs = {name: as_array(rows) for name, rows in inputs.items()}
         self._jobs.add(job)
@@ -212,13 +212,13 @@ class Batcher:
         queues = self._turns.values()
         return sum(queue.rows * queue.seconds_per_row for queue in queues) / self._workers
 
-    def _take_for_idle(self, now: float) -> Iterator[Batch]:
+    def _take_for_idle(self) -> Iterator[Batch]:
         """Take batches for idle workers until there are none left of either."""
-        while self._idle and (batch := self._take(now)):
+        while self._idle and (batch := self._take()):
             self._idle -= 1
             yield batch
 
-    def _take(self, now: float) -> Batch | None:
+    def _take(self) -> Batch | None:
         """Take the next batch for a worker that is idle, of the graph whose turn it is."""
         while self._turns:
             graph = next(iter(self._turns))
@@ -230,6 +230,7 @@ class Batcher:
                 workers=self._workers,
                 turns=self._turns_of_share,
             )
+            now = self._clock()
             parts = queue.take(room, now)
             if queue.rows:
                 self._turns[graph] = queue
@@ -285,7 +286,7 @@ class Batcher:
             if queue := self._queues.get(batch.graph):  # none, where the graph was forgotten
                 queue.learn((ended - batch.started) / batch.rows)
             self._idle += 1
-            following = self._take(ended)
+            following = self._take()
             self._idle -= following is not None
         loop = batch.parts[0].job.future.get_loop()
         loop.call_soon_threadsafe(self._deliver, batch, results, ended, following)

@@ -46,13 +46,14 @@ class Health(HealthServicer):  # type: ignore[misc]  # grpc has no types
         try:
             written = None
             while True:
-                changed = asyncio.ensure_future(self._changed.wait())
                 status = self._statuses.get(request.service, HealthCheckResponse.SERVICE_UNKNOWN)
                 if status != written:
                     await context.write(HealthCheckResponse(status=status))
                     written = status
+                    continue  # it may have changed meanwhile, for the last time too
                 if draining.done():
                     return
+                changed = asyncio.ensure_future(self._changed.wait())
                 await asyncio.wait((changed, draining), return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
         finally:

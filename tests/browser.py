@@ -125,12 +125,15 @@ class Browser:
         self.until(lambda: not self.all("[aria-busy=true]"), "an end of waiting")
 
     def complaints(self) -> list[str]:
-        """Return what the console said since the last call, but for answers that are no success."""
+        """Return what the console said since the last call, but for answers that are no success.
+
+        Advice on drawing is about the reading of canvases here, not about the page.
+        """
         entries: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [
             entry["message"]
             for entry in entries
-            if "Failed to load resource" not in entry["message"]
+            if entry["source"] != "rendering" and "Failed to load resource" not in entry["message"]
         ]
 
     def picture(self, path: Path) -> None:
@@ -147,12 +150,15 @@ def axe() -> str:
     return script.read_text()
 
 
-class CuttingProxy:
-    """Passes bytes between a browser and a service, and cuts one answer after some events."""
+class Proxy:
+    """Passes bytes between a browser and a service, until it is closed.
 
-    def __init__(self, port: int, *, after: bytes, times: int) -> None:
+    One answer is cut once `after` was in it so many `times`.
+    """
+
+    def __init__(self, port: int, *, after: bytes = b"", times: int = 0) -> None:
         self._port, self._after, self._times = port, after, times
-        self.cuts_left = 1
+        self.cuts_left = 1 if times else 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._open: set[socket.socket] = set()
@@ -163,6 +169,10 @@ class CuttingProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Be gone: what is open ends, and nothing new is accepted."""
         _end(self._listener)  # which wakes who accepts
         self._threads[0].join()
         for end in list(self._open):
@@ -190,7 +200,7 @@ class CuttingProxy:
             def is_cut(content: bytes) -> bool:
                 nonlocal seen
                 seen += content.count(self._after)
-                if seen < self._times or not self.cuts_left:
+                if not self.cuts_left or seen < self._times:
                     return False
                 self.cuts_left -= 1
                 return True

@@ -62,7 +62,7 @@ function strip(model, signal) {
     try {
       const { images } = await post("/sample", { model: `${model.name}@${model.version}`, count: STRIP, seed: 1 }, signal);
       const pictures = images.map((png, index) => picture(png, sizeOf(png), 1, index ? "" : `${STRIP} samples of ${model.name}`));
-      place.replaceChildren(...pictures);
+      place.replaceChildren(element("div", { class: "frames" }, pictures));
     } catch (error) {
       if (!signal.aborted) place.replaceChildren(notice(error, load));
     } finally {

@@ -114,19 +114,20 @@ export async function show(root, { state, signal, models }) {
     }
   }
 
-  /** Two samples, one of them upside down too, and noise: what is normal, and what is not. */
+  /** Two samples, the negative of one, and noise: what is normal, and what is not. */
   async function examples() {
     const like = models.find((model) => model.name === manifest.name)?.dataset;
-    const painting = offering(models, "complete").find((model) => model.dataset === like); // what it draws is nearest to its data
-    const drawing = painting ?? offering(models, "sample").find((model) => model.dataset === like) ?? { name: manifest.name };
+    const drawing = offering(models, "sample").filter((model) => model.dataset === like);
+    const best = drawing.find((model) => model.state === "ready" && model.operations.includes("complete")) // nearest to its data
+      ?? drawing.find((model) => model.name === manifest.name) ?? drawing[0] ?? { name: manifest.name };
     try {
-      const { images: pngs } = await post("/sample", { model: drawing.name, count: 2, seed: 21 }, signal);
+      const { images: pngs } = await post("/sample", { model: best.name, count: 2, seed: 21 }, signal);
       const second = await fromPng(pngs[1], manifest.event.shape);
-      const turned = { ...second, values: second.values.toReversed() };
+      const negative = { ...second, values: second.values.map((value) => 255 - value) };
       const noise = blank(manifest.event.shape);
       let next = 7; // of a linear congruential generator, so that the same noise comes each time
       noise.values = noise.values.map(() => (next = (next * 1103515245 + 12345) % 2147483648) >> 23);
-      const made = await Promise.all([turned, noise].map((image) => toPng(atLevels(image, manifest.event.levels))));
+      const made = await Promise.all([negative, noise].map((image) => toPng(atLevels(image, manifest.event.levels))));
       await put([...pngs, ...made]);
     } catch (error) {
       if (!signal.aborted) fail(error, examples);

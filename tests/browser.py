@@ -136,10 +136,9 @@ class Browser:
             if entry["source"] != "rendering" and "Failed to load resource" not in entry["message"]
         ]
 
-    def picture(self, path: Path) -> None:
-        """Save what is on the screen as a PNG."""
-        shot = self.command("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
+    def picture(self) -> bytes:
+        """Return what is on the screen as a PNG."""
+        return base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"])
 
 
 @cache

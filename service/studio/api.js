@@ -14,7 +14,7 @@ export class Problem extends Error {
 
 /** What is said where the service does not answer. */
 export const unreachable = () => new Problem({
-  title: "The service can't be reached.",
+  title: "The service can't be reached",
   detail: "Is it running, and is this computer connected? What is on the page stays as it is.",
   status: 0,
 });
@@ -88,18 +88,15 @@ async function send(path, { body, accept = "application/json", signal, priority 
 /** Fetch; a service that does not begin to answer in time counts as gone. */
 async function answer(path, options, signal) {
   const giveUp = new AbortController();
-  const leave = () => giveUp.abort();
-  const timer = setTimeout(leave, PATIENCE);
-  signal?.addEventListener("abort", leave);
-  if (signal?.aborted) leave();
+  const timer = setTimeout(() => giveUp.abort(), PATIENCE);
   try {
-    return await fetch(path, { ...options, signal: giveUp.signal });
+    return await fetch(path, { ...options, signal: AbortSignal.any([giveUp.signal, ...(signal ? [signal] : [])]) });
   } catch (error) {
     if (signal?.aborted) throw error;
     onReach(false);
     throw unreachable();
   } finally {
-    clearTimeout(timer); // the listener stays: it ends the reading of the answer too
+    clearTimeout(timer);
   }
 }
 
@@ -116,7 +113,7 @@ async function readProblem(response) {
     return new Problem(await response.json());
   } catch {
     return new Problem({
-      title: `The service answered ${response.status}.`,
+      title: `The service answered ${response.status}`,
       detail: "It gave no reason that could be read; something between here and it may have answered.",
       status: response.status,
     });
@@ -165,9 +162,8 @@ async function* events(response) {
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
-      const [, name] = part.match(/^event: (.*)$/m);
-      const [, data] = part.match(/^data: (.*)$/m);
-      yield { name, data: JSON.parse(data) };
+      const [name, data] = ["event", "data"].map((field) => part.match(new RegExp(`^${field}: (.*)$`, "m"))?.[1]);
+      if (data) yield { name, data: JSON.parse(data) };
     }
   }
 }
@@ -175,10 +171,14 @@ async function* events(response) {
 /** Wait; throws where the signal aborts meanwhile. */
 export function wait(milliseconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal?.addEventListener("abort", () => {
+    const leave = () => {
       clearTimeout(timer);
       reject(signal.reason);
-    }, { once: true });
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", leave);
+      resolve();
+    }, milliseconds);
+    signal.addEventListener("abort", leave);
   });
 }

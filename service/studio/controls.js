@@ -53,9 +53,9 @@ export function classesOf(condition, state, count) {
   return { class_label: Array.from({ length: count }, (_, index) => index % condition.names.length) };
 }
 
-/** Sliders for the controls that a manifest lists; what is off is left to the model. */
+/** Sliders for the controls that a manifest lists, folded on narrow screens; what is off is left to the model. */
 export function controlFields(controls, state, onchange) {
-  return Object.entries(controls).map(([name, control]) => {
+  const fields = Object.entries(controls).map(([name, control]) => {
     const words = capital(name.replaceAll("_", "-"));
     if (name === "greedy") {
       return tick(`Greedy: ${control.meaning.replace(/^1 /, "")}`, state.get(name) === "true", (on) => {
@@ -75,6 +75,8 @@ export function controlFields(controls, state, onchange) {
       onchange();
     });
   });
+  if (!fields.length) return "";
+  return element("details", { class: "more", open: innerWidth > 760 }, element("summary", {}, "Controls"), element("div", { class: "fields" }, fields));
 }
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);

@@ -132,7 +132,7 @@ export const percent = (share) => `${precise(share * 100)} %`;
 /** Say what went wrong, and offer to try again. */
 export function notice(problem, again) {
   return element("div", { class: "notice problem", role: "alert" },
-    element("p", {}, element("strong", {}, problem.title ?? "This failed"), ` ${problem.detail ?? problem.message}`),
+    element("p", {}, element("strong", {}, problem.title ?? "This failed"), ": ", problem.detail ?? problem.message),
     problem.reason && element("p", { class: "reason" }, problem.reason, problem.requestId && ` · request ${problem.requestId}`),
     again && element("button", { type: "button", onclick: again }, "Try again"));
 }

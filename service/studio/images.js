@@ -89,7 +89,7 @@ export async function readFile(chosen, shape) {
   return fitted(chosen, shape, name);
 }
 
-const refusal = (detail) => new Problem({ title: "This file can't be used.", detail });
+const refusal = (detail) => new Problem({ title: "This file can't be used", detail });
 
 // A PNG says its size first; other formats are left to the browser.
 function pngSize(head) {
@@ -113,7 +113,7 @@ async function fitted(blob, [height, width, channels], name) {
   const { data } = context.getImageData(0, 0, width, height);
   const note = scale === 1 && bitmap.width === width && bitmap.height === height
     ? null
-    : `Fitted from ${bitmap.width} × ${bitmap.height} to ${width} × ${height} pixels by this page.`;
+    : `Fitted from ${bitmap.width} by ${bitmap.height} to ${width} by ${height} pixels by this page.`;
   return { image: { width, height, channels, values: fromRgba(data, channels) }, note };
 }
 

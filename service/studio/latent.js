@@ -92,7 +92,7 @@ async function manifold(root, { state, signal, models }) {
 
   // As many cells as fit at whole pixels; the service decodes at most 256 at once, unless set otherwise.
   const room = Math.min(root.querySelector(".stage").clientWidth, Math.max(330, innerHeight - 250));
-  const side = Math.max(4, Math.min(16, Math.floor(room / shape[1] / (room >= 640 ? 2 : 1))));
+  const side = Math.max(4, Math.min(16, Math.floor(room / shape[1] / (room >= 500 ? 2 : 1))));
   const steps = Array.from({ length: side }, (_, index) => round(normalQuantile((index + 0.5) / side)));
 
   async function decodePlane() {
@@ -198,12 +198,14 @@ function normalShare(value) {
  * The state holds `key` for the seed, and `key-image` for the image as a base64 PNG.
  */
 function pointField(key, words, seed, { manifest, state, onchange }) {
-  const wrong = element("div", {});
+  const said = element("div", {});
   const image = () => state.get(`${key}-image`);
-  const number = whole(state.number(key, seed), {}, (value) => {
+  const useSeed = (value) => {
     state.set({ [key]: value, [`${key}-image`]: null });
+    said.replaceChildren();
     onchange();
-  });
+  };
+  const number = whole(state.number(key, seed), {}, useSeed);
   const chooser = element("input", { type: "file", accept: "image/*", class: "unseen", "aria-label": `Image file for ${words}`, onchange: () => take(chooser.files[0]) });
   const canEncode = "encode" in manifest.operations;
 
@@ -212,13 +214,16 @@ function pointField(key, words, seed, { manifest, state, onchange }) {
     try {
       const { image: read, note } = await readFile(chosen, manifest.event.shape);
       state.set({ [`${key}-image`]: await toPng(read) });
-      wrong.replaceChildren(note ? element("p", { class: "hint" }, note) : "");
+      sayImage(note);
       onchange();
     } catch (error) {
-      wrong.replaceChildren(notice(error));
+      said.replaceChildren(notice(error));
     }
     chooser.value = "";
   }
+
+  const sayImage = (note = "") => said.replaceChildren(element("p", { class: "hint" }, `${words} is an image until there is a new seed. ${note ?? ""}`));
+  if (image() && canEncode) sayImage();
 
   const box = element("div", {
     class: "point",
@@ -235,13 +240,12 @@ function pointField(key, words, seed, { manifest, state, onchange }) {
       "aria-label": `New seed for ${words}`,
       onclick: () => {
         number.value = anySeed();
-        state.set({ [key]: number.value, [`${key}-image`]: null });
-        onchange();
+        useSeed(number.value);
       },
     }, "New"),
     canEncode && element("button", { type: "button", "aria-label": `Open an image file for ${words}`, onclick: () => chooser.click() }, "Image"),
     canEncode && chooser),
-  wrong);
+  said);
   return Object.assign(box, {
     point: () => (image() && canEncode ? { image: image() } : { seed: state.number(key, seed) }),
   });

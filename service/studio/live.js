@@ -9,7 +9,7 @@ import { copyPanel } from "./snippets.js";
 export const title = "Live";
 export const purpose = "What the service does right now: who waits, how requests share batches, how long they take.";
 
-const STEPS = 120;
+const STEPS = 60;
 const [PAUSE, GONE] = [500, 3000]; // milliseconds between two looks, and where nobody answers
 const WINDOW = 20; // looks that latency is of
 // Browsers keep six connections to a service; one is for the metrics.
@@ -168,7 +168,7 @@ function charts(looks, base) {
   const milliseconds = (seconds) => (Number.isFinite(seconds) ? `${precise(seconds * 1000)} ms` : "none yet");
   return [
     panel("Throughput", `${precise(images.at(-1))} images a second`, `${precise(requests.at(-1))} requests a second, ${now.refused} refused so far`,
-      lineChart([{ values: images }, { values: requests, class: "second" }], STEPS, "Images, and fainter requests, a second over the last minute")),
+      lineChart([{ values: images }, { values: requests, class: "second" }], STEPS, "Images, and fainter requests, a second over the last half minute")),
     panel("Batch sizes", mean === null ? "no batch yet" : `${precise(mean)} rows a batch`, `${runs} batches since the last burst began, by their rows`,
       barChart(sizes.map(([, count]) => count), sizes.map(([bound, , last]) => words(bound, last)), "Batches by their number of rows")),
     panel("Latency", milliseconds(middle.at(-1)), `95 of 100 within ${milliseconds(slow.at(-1))}, over the last ${(WINDOW * PAUSE) / 1000} s`,

@@ -23,6 +23,11 @@ export async function show(root, { state, signal, models }) {
     root.append(nothingOffers("painting (complete)"));
     return;
   }
+  let manifest = null;
+  let pad = null;
+  let running = new AbortController();
+  signal.addEventListener("abort", () => running.abort());
+  const isSlow = () => state.get("pace", matchMedia("(prefers-reduced-motion: reduce)").matches ? "live" : "slow") === "slow";
   const easel = element("div", { class: "grid easel" });
   const status = element("p", { class: "status", role: "status" });
   const gauge = element("progress", { max: 1, value: 0, "aria-label": "Rows painted" });
@@ -31,14 +36,13 @@ export async function show(root, { state, signal, models }) {
   const copy = copyPanel();
   const fields = element("div", { class: "fields" });
   const stop = element("button", { type: "button", onclick: () => running.abort(), hidden: true }, "Stop");
+  const again = element("button", { type: "button", class: "primary", onclick: paint }, "Paint");
   workbench(root, [modelField(offered, name, choose), fields], [
-    element("div", { class: "stage-head" }, status, element("div", { class: "actions" }, stop)),
+    element("div", { class: "stage-head" }, status, element("div", { class: "actions" },
+      choice("How to show it", [["live", "As it comes"], ["slow", "Slow motion"]], isSlow() ? "slow" : "live", (pace) => state.set({ pace })),
+      stop, again)),
     gauge, facts, wrong, easel, copy,
   ]);
-  let manifest = null;
-  let pad = null;
-  let running = new AbortController();
-  signal.addEventListener("abort", () => running.abort());
 
   async function choose(model) {
     state.set({ model, class: null, temperature: null, top_k: null, top_p: null, greedy: null });
@@ -46,7 +50,6 @@ export async function show(root, { state, signal, models }) {
   }
 
   const isBegun = () => state.get("from") === "beginning" || state.get("image") !== null;
-  const isSlow = () => state.get("pace", matchMedia("(prefers-reduced-motion: reduce)").matches ? "live" : "slow") === "slow";
   const rowsKept = () => Math.min(manifest.event.shape[0], Math.max(0, state.number("rows", Math.round(manifest.event.shape[0] / 2))));
   const count = () => Math.min(MOST, Math.max(1, Math.round(state.number("count", 8))));
 
@@ -80,9 +83,7 @@ export async function show(root, { state, signal, models }) {
         }, "New seed")),
       slider("Images", { minimum: 1, maximum: MOST, value: count(), whole: true }, (value) => state.set({ count: value })),
       classField(manifest.condition, state, () => {}) ?? "",
-      ...controlFields(manifest.controls, state, () => {}),
-      choice("How to show it", [["live", "As it comes"], ["slow", "Slow motion"]], isSlow() ? "slow" : "live", (pace) => state.set({ pace })),
-      element("button", { type: "submit", class: "primary", onclick: paint }, "Paint"));
+      controlFields(manifest.controls, state, () => {}));
     if (state.get("image")) await restore();
     await paint();
   }
@@ -191,7 +192,7 @@ export async function show(root, { state, signal, models }) {
 
   function prepare({ count: images, prefix_rows: known = 0 }) {
     const shape = manifest.event.shape;
-    const space = { width: easel.clientWidth, height: Math.max(320, innerHeight - 400) };
+    const space = { width: easel.clientWidth, height: Math.max(480, innerHeight - 400) };
     const { columns, scale } = fit(images, shape, space, { gap: 8, largest: 6 });
     easel.style.setProperty("--columns", columns);
     const cells = Array.from({ length: images }, (_, index) => {
@@ -237,7 +238,7 @@ export async function show(root, { state, signal, models }) {
   function fail(error, again) {
     if (signal.aborted) return;
     status.textContent = "";
-    wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: "The page could not read the stream.", title: "This failed." }, again));
+    wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: "The page could not read the stream.", title: "This failed" }, again));
   }
 
   await open(name);

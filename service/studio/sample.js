@@ -70,7 +70,7 @@ export async function show(root, { state, signal, models }) {
         later();
       }),
       classField(manifest.condition, state, draw) ?? "",
-      ...controlFields(manifest.controls, state, later),
+      controlFields(manifest.controls, state, later),
       element("button", { type: "submit", class: "primary", onclick: draw }, "Draw again"));
     await draw();
   }
@@ -118,7 +118,7 @@ export async function show(root, { state, signal, models }) {
   function lay({ images, class_label: labels, seed }) {
     inspected.replaceChildren();
     const shape = manifest.event.shape;
-    const space = { width: grid.clientWidth, height: Math.max(320, innerHeight - 330) };
+    const space = { width: grid.clientWidth, height: Math.max(480, innerHeight - 330) };
     const { columns, scale } = fit(images.length, shape, space, { largest: 6 });
     grid.style.setProperty("--columns", columns);
     grid.replaceChildren(...images.map((png, index) => {

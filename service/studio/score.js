@@ -23,8 +23,10 @@ export async function show(root, { state, signal, models }) {
     return;
   }
   const status = element("p", { class: "status", role: "status" });
-  const wrong = element("div", { class: "stack" });
+  const wrong = element("div", { class: "stack" }); // of files
+  const refused = element("div", { class: "stack" }); // of requests
   const chart = element("div", {});
+  const legend = element("p", { class: "hint", hidden: true }, "Beside each image is its map: the brighter a pixel, the less the model expected it, on one scale for all.");
   const list = element("ol", { class: "scored" });
   const copy = copyPanel();
   const fields = element("div", { class: "fields" });
@@ -45,7 +47,7 @@ export async function show(root, { state, signal, models }) {
     element("button", { type: "button", onclick: () => chooser.click() }, "Choose files"), chooser,
     element("button", { type: "button", onclick: examples }, "Examples"),
     element("button", { type: "button", onclick: () => put([]) }, "Clear")));
-  workbench(root, [modelField(offered, name, open), fields], [status, wrong, chart, list, copy]);
+  workbench(root, [modelField(offered, name, open), fields], [status, wrong, refused, chart, legend, list, copy]);
 
   const calibrations = new Map(); // by model and id
   let manifest = null;
@@ -110,6 +112,7 @@ export async function show(root, { state, signal, models }) {
       running.abort();
       list.replaceChildren();
       chart.replaceChildren();
+      refused.replaceChildren();
       status.textContent = "Nothing to score yet: drop images, draw one, or take the examples.";
     }
   }
@@ -190,6 +193,8 @@ export async function show(root, { state, signal, models }) {
     const shown = images();
     chart.replaceChildren(calibration ? await against(calibration, model, results, mine) : element("p", { class: "notice" },
       `There is no verdict: ${answer.refused ?? `${manifest.name} has no calibration`}. The command genserve calibrate makes one of normal images.`));
+    refused.replaceChildren();
+    legend.hidden = !hasMap();
     list.replaceChildren(...results.map((result, index) => item(shown[index], result, index)));
     status.textContent = `${results.length} images scored by ${model}`;
   }
@@ -224,7 +229,7 @@ export async function show(root, { state, signal, models }) {
         result.p_value === null || result.p_value === undefined ? "not judged" : [
           element("strong", { class: result.anomalous ? "anomalous" : "normal" }, result.anomalous ? "anomalous" : "normal"),
           ` p-value ${precise(result.p_value, 2)}`,
-          element("small", {}, `above ${percent(result.percentile / 100)} of normal images`)],
+          element("small", {}, result.percentile === 100 ? "above all normal images" : `above ${percent(result.percentile / 100)} of normal images`)],
         element("button", { type: "button", class: "quiet", "aria-label": `Remove image ${index + 1}`, onclick: () => put(images().filter((_, other) => other !== index)) }, "×")),
       element("div", { class: "pair" }, picture(png, shape, 4, `Image ${index + 1}`),
         result.log_likelihood_map && heatMap(result.log_likelihood_map, shape, index)),
@@ -249,8 +254,9 @@ export async function show(root, { state, signal, models }) {
     list.removeAttribute("aria-busy");
     list.replaceChildren();
     chart.replaceChildren();
+    legend.hidden = true;
     status.textContent = "";
-    wrong.replaceChildren(notice(error, again));
+    refused.replaceChildren(notice(error, again));
   }
 
   await open(name);

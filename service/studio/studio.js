@@ -10,12 +10,13 @@ const main = document.getElementById("main");
 let leaving = new AbortController();
 
 /** The state of a view: what stands behind "?" in the address, so that it can be shared. */
-function readState(name, query) {
+function readState(name, query, signal) {
   const values = new URLSearchParams(query);
   return {
     get: (key, otherwise = null) => values.get(key) ?? otherwise,
     number: (key, otherwise) => (values.has(key) && Number.isFinite(Number(values.get(key))) ? Number(values.get(key)) : otherwise),
     set(changes) {
+      if (signal.aborted) return; // the address is of another view now
       for (const [key, value] of Object.entries(changes)) {
         if (value === null || value === undefined || value === "") values.delete(key);
         else values.set(key, value);
@@ -42,7 +43,7 @@ async function showView() {
     const [view, { models }] = await Promise.all([load(name), get("/models", signal)]);
     if (signal.aborted) return;
     root.append(element("header", { class: "head" }, element("h1", {}, view.title), element("p", {}, view.purpose)));
-    await view.show(root, { state: readState(name, query), signal, models });
+    await view.show(root, { state: readState(name, query, signal), signal, models });
   } catch (error) {
     if (!signal.aborted) root.append(notice(error, showView));
   }

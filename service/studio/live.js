@@ -26,11 +26,11 @@ export async function show(root, { state, signal, models }) {
   const gauge = element("progress", { max: 1, value: 0, "aria-label": "Requests answered" });
   const model = () => state.get("model") ?? offered[0].name;
   const count = () => state.number("requests", 500);
-  const each = () => state.number("each", 4);
+  const imagesEach = () => state.number("each", 4);
   workbench(root, offered.length ? [
     modelField(offered, model(), (chosen) => state.set({ model: chosen })),
     slider("Requests", { minimum: 10, maximum: 2000, value: count(), whole: true }, (value) => state.set({ requests: value })),
-    slider("Images in each", { minimum: 1, maximum: 32, value: each(), whole: true }, (value) => state.set({ each: value })),
+    slider("Images in each", { minimum: 1, maximum: 32, value: imagesEach(), whole: true }, (value) => state.set({ each: value })),
     button,
     element("p", { class: "hint" }, `A browser keeps few connections to a service, so ${AT_ONCE} requests are in flight at a time. Other clients are counted too.`),
   ] : [nothingOffers("sample")], [status, gauge, wrong, figures, copy]);
@@ -75,7 +75,7 @@ export async function show(root, { state, signal, models }) {
     const total = count();
     const [done, refused] = [[], []];
     let next = 0;
-    const body = (index) => ({ model: model(), count: each(), seed: index });
+    const body = (index) => ({ model: model(), count: imagesEach(), seed: index });
     copy.offer("/sample", body(0));
     const one = async () => {
       while (next < total && !burst.signal.aborted) {
@@ -92,7 +92,7 @@ export async function show(root, { state, signal, models }) {
         gauge.value = (done.length + refused.length) / total;
       }
     };
-    status.textContent = `Asking ${total} times for ${each()} images of ${model()}`;
+    status.textContent = `Asking ${total} times for ${imagesEach()} images of ${model()}`;
     try {
       await Promise.all(Array.from({ length: AT_ONCE }, one));
       const seconds = (performance.now() - start) / 1000;
@@ -117,7 +117,7 @@ export async function show(root, { state, signal, models }) {
 export function parse(metrics) {
   return metrics.split("\n").filter((line) => line && !line.startsWith("#")).map((line) => {
     const [, name, labels = "", value] = line.match(/^(\w+)(?:\{(.*)\})? (\S+)/);
-    const pairs = [...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key, text]) => [key, text]);
+    const pairs = [...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key, label]) => [key, label]);
     return { name, labels: Object.fromEntries(pairs), value: value === "+Inf" ? Infinity : Number(value) };
   });
 }

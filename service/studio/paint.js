@@ -88,11 +88,11 @@ export async function show(root, { state, signal, models }) {
     await paint();
   }
 
-  function makeBeginning(place) {
+  function makeBeginning(beginning) {
     const height = manifest.event.shape[0];
     pad = makePad(manifest.event.shape, { label: "The beginning of the image", onchange: keep });
     pad.keepRows(rowsKept());
-    place.replaceChildren(pad,
+    beginning.replaceChildren(pad,
       slider("Rows kept", { minimum: 0, maximum: height, value: rowsKept(), whole: true, hint: "The model draws what is below the line." }, (value) => {
         state.set({ rows: value });
         pad.keepRows(value);
@@ -130,7 +130,6 @@ export async function show(root, { state, signal, models }) {
       seed: state.number("seed", 1),
       ...classesOf(manifest.condition, state, count()),
       ...controlsOf(manifest.controls, state),
-      every_rows: 1,
     };
     if (!isBegun()) return ["/sample/stream", body];
     return ["/complete/stream", { ...body, image: await toPng(pad.image()), prefix_rows: rowsKept() }];
@@ -235,10 +234,10 @@ export async function show(root, { state, signal, models }) {
     }
   }
 
-  function fail(error, again) {
+  function fail(error, retry) {
     if (signal.aborted) return;
     status.textContent = "";
-    wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: "The page could not read the stream.", title: "This failed" }, again));
+    wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: "The page could not read the stream.", title: "This failed" }, retry));
   }
 
   await open(name);

@@ -221,8 +221,8 @@ export async function show(root, { state, signal, models }) {
       ["kind", result.kind === "exact" ? `exact ${result.quantity}`
         : `${KINDS[result.kind]} ${result.quantity}: ${result.estimator.replaceAll("_", " ")}, ${result.draws} draw${result.draws > 1 ? "s" : ""}`],
       ["bits/dim", precise(result.bits_per_dim, 4)],
-      ...Object.entries(result.scores ?? {}).map(([score, { value, unit, p_value: p }]) =>
-        [score.replaceAll("_", " "), `${precise(value, 4)}${unit ? ` ${unit}` : ""}, p ${precise(p, 2)}`]),
+      ...Object.entries(result.scores ?? {}).map(([kind, { value, unit, p_value: p }]) =>
+        [kind.replaceAll("_", " "), `${precise(value, 4)}${unit ? ` ${unit}` : ""}, p ${precise(p, 2)}`]),
     ];
     return element("li", {},
       element("p", { class: "verdict" }, element("span", { class: "number" }, String(index + 1)),

@@ -122,8 +122,7 @@ function literal(value) {
 
 function grpc({ path, body }, { hostname, protocol }, key) {
   const [rpc, message] = RPC[path];
-  const { show, every_rows: everyRows, ...rest } = body;
-  const fields = Object.entries(rest).map(([name, value]) => message_field(name, value));
+  const fields = Object.entries(body).map(([name, value]) => argumentOf(name, value));
   const inner = `pb.${message}(\n${fields.map((text) => `${INDENT}${text},\n`).join("")})`;
   const metadata = key ? ', metadata=[("authorization", "Bearer " + os.environ["GENSERVE_API_KEY"])]' : "";
   const streamed = isStream(path);
@@ -165,7 +164,7 @@ const NAMED = { mode: "INTERPOLATION_MODE", binarisation: "BINARISATION", return
 const constant = (name, word) => `pb.${NAMED[name]}_${word.toUpperCase()}`;
 
 /** Write a field of the JSON body as an argument of its message. */
-function message_field(name, value) {
+function argumentOf(name, value) {
   if (name === "image") return `image=${images([value])}`;
   if (name === "images") return `images=${images(value)}`;
   if (name === "latents") return `latents=${latents(value)}`;

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,6 +22,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from tests.live import ROOT
 
 INSTALLED = bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+AXE = ROOT / "build" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+"""Finds what is not accessible; .ci/run has it from npm."""
 
 # A browser that calls nobody but the service, and needs no display.
 OPTIONS = (
@@ -139,14 +140,6 @@ class Browser:
     def picture(self) -> bytes:
         """Return what is on the screen as a PNG."""
         return base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"])
-
-
-@cache
-def axe() -> str:
-    """Return the script axe-core, which finds what is not accessible, as npm has it."""
-    folder = Path(os.environ.get("AXE_CORE", ROOT / "build" / "axe"))
-    script = folder / "node_modules" / "axe-core" / "axe.min.js"
-    return script.read_text()
 
 
 class Proxy:

@@ -102,7 +102,7 @@ async function answer(path, options, signal) {
 
 async function renewKey(refused, problem) {
   if (sessionStorage.getItem(KEY) !== refused) return; // another request has got a new one
-  asking ??= askForKey(refused !== null).finally(() => (asking = null));
+  asking ??= askForKey(refused === null ? "asked" : "refused").finally(() => (asking = null));
   const key = await asking;
   if (!key) throw problem;
   setKey(key);

@@ -85,6 +85,7 @@ export async function show(root, { state, signal, models }) {
       classField(manifest.condition, state, () => {}) ?? "",
       controlFields(manifest.controls, state, () => {}));
     if (state.get("image")) await restore();
+    else if (isBegun()) await example();
     await paint();
   }
 

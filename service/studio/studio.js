@@ -58,12 +58,16 @@ async function load(name) {
   }
 }
 
-function askForKey(refused) {
+const WHY = {
+  asked: "This service asks for a key. It stays in this tab and is forgotten with it.",
+  refused: "This key is not accepted. Check it, or ask whoever runs the service for another.",
+  chosen: "For services that ask for one. It stays in this tab and is forgotten with it, or where this is left empty.",
+};
+
+function askForKey(why) {
   const dialog = document.getElementById("key-dialog");
   const input = document.getElementById("key");
-  document.getElementById("key-reason").textContent = refused
-    ? "This key is not accepted. Check it, or ask whoever runs the service for another."
-    : "This service asks for a key. It stays in this tab and is forgotten with it.";
+  document.getElementById("key-reason").textContent = WHY[why];
   input.value = "";
   dialog.returnValue = "";
   dialog.showModal();
@@ -76,7 +80,7 @@ function askForKey(refused) {
 }
 
 async function changeKey() {
-  const key = await askForKey(false);
+  const key = await askForKey("chosen");
   if (key !== null) {
     setKey(key);
     showKey();

@@ -325,6 +325,9 @@ def test_arithmetic_with_pictures(browser: Browser, server: LiveServer, tmp_path
     for language in ("Python", "gRPC"):
         code = snippet(browser, language).replace(":8001", f":{server.grpc_port}")
         assert decoded(code, tmp_path) == shown_images(browser, ".frame img")[3]
+    run_code("curl", snippet(browser, "curl"), tmp_path)
+    copied = np.asarray(Image.open(tmp_path / "images.png"))
+    assert np.array_equal(copied, pixels(shown_images(browser, ".frame img")[3]))
 
 
 # Score

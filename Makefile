@@ -45,7 +45,7 @@ export: .venv/developing
 	$(BIN)/python -m export $(MODEL)
 	$(BIN)/genserve verify artifacts/*/[0-9]*
 
-# TARGET is sample (unless set), likelihood, overload, coldstart, soak or pixelcnn; each writes
+# TARGET is sample (unless set), likelihood, overload, coldstart, soak, pixelcnn or studio; each writes
 # benchmarks/results/<target>.md. wrk loads the server: apt install wrk.
 bench: .venv/developing
 	$(BIN)/python -m benchmarks $(TARGET)
@@ -63,6 +63,7 @@ dashboards: .venv/developing
 # The pictures and figures in docs/, made by the service itself: start it first.
 pictures: .venv/developing
 	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m docs.studio_pictures
 
 # docs/anomaly.md, in about a minute and a half a model. Those that have not seen a class are asked
 # here only, so they are exported to a folder of their own.

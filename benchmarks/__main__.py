@@ -7,7 +7,7 @@ the other load.
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks import coldstart, likelihood, machine, overload, pixelcnn, sample, soak
+from benchmarks import coldstart, likelihood, machine, overload, pixelcnn, sample, soak, studio
 from benchmarks.processes import ServerFailed
 
 TARGETS: dict[str, Callable[[], None]] = {
@@ -17,6 +17,7 @@ TARGETS: dict[str, Callable[[], None]] = {
     "coldstart": coldstart.measure,
     "soak": soak.measure,
     "pixelcnn": pixelcnn.measure,
+    "studio": studio.measure,
 }
 UNTIMED = {"soak"}
 """Targets that count and do not time: other load only makes them slower."""

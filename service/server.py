@@ -355,6 +355,7 @@ def _http_config(
         version=version("genserve"),
         admission=admission,
         keys=keys,
+        studio=settings.studio,
     )
     return uvicorn.Config(
         app,

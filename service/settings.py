@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="browser origins that may call the REST API, comma-separated; * for all"
     )
+    studio: bool = Field(
+        True, description="whether / is Studio, the page that shows what the models do"
+    )
     api_key_hashes: Path | None = Field(
         None,
         description="file of hashed API keys, as genserve key prints them; without it anybody "
@@ -183,12 +186,16 @@ def variable(name: str) -> str:
 def default(name: str) -> str:
     """Return a setting's default as an operator would write it; empty where there is none."""
     value = _schema(name).get("default")
+    if isinstance(value, bool):
+        return str(value).lower()
     return ",".join(value) if isinstance(value, list) else str("" if value is None else value)
 
 
 def allowed(name: str) -> str:
     """Return which values a setting may have, in a few words; empty for any text."""
     schema = _schema(name)
+    if schema.get("type") == "boolean":
+        return "true, false"
     if "enum" in schema:
         return ", ".join(schema["enum"])
     if "minimum" not in schema:

@@ -315,6 +315,7 @@ async def test_models_are_listed_with_what_they_can_do(client: httpx.AsyncClient
     gan = models["toy-gan"]
     assert gan["version"] == "1" and gan["family"] == "toy generator"
     assert gan["state"] == "ready" and gan["reason"] is None
+    assert gan["dataset"] is None and gan["quality"] == []
     assert gan["operations"] == gan["default_for"] == ["sample", "decode", "interpolate"]
     assert set(models["toy-flow"]["default_for"]) == {"encode", "reconstruct", "likelihood"}
     assert models["toy-vae"]["default_for"] == []
@@ -461,6 +462,7 @@ async def test_openapi_lists_every_route(document: dict[str, Any]) -> None:
     posts = {f"/{name}" for name in core.OPERATIONS} | {"/sample/stream", "/complete/stream"}
     posts |= {"/models/rescan", "/models/{name}/load", "/models/{name}/unload"}
     gets = {"/models", "/models/{name}", "/healthz", "/readyz", "/metrics"}
+    gets |= {"/models/{name}/calibrations/{id}"}
     assert {path for path, methods in document["paths"].items() if "post" in methods} == posts
     assert {path for path, methods in document["paths"].items() if "get" in methods} == gets
     assert document["info"]["version"] == "1.2.3"

@@ -24,6 +24,17 @@ def test_every_picture_of_the_gallery_shows_something() -> None:
             assert len(picture.convert("L").getcolors() or []) > 50, name
 
 
+def test_the_pictures_of_studio_are_there_and_small() -> None:
+    page = (ROOT / "docs" / "studio.md").read_text() + (ROOT / "README.md").read_text()
+    named = set(re.findall(r"studio/[a-z]+\.png", page))
+    files = list((ROOT / "docs" / "studio").iterdir())
+    assert named == {f"studio/{path.name}" for path in files}
+    assert all(path.stat().st_size < 150_000 for path in files)
+    for path in files:
+        with Image.open(path) as picture:
+            assert len(picture.getcolors() or []) > 50, path.name
+
+
 def test_every_figure_of_the_gallery_is_the_manifests() -> None:
     table = GALLERY.partition("<!-- figures -->")[2]
     for path in (ROOT / "artifacts").glob("*/1/manifest.json"):

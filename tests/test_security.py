@@ -186,9 +186,10 @@ async def test_every_path_but_the_open_ones_needs_a_key(client_of: Client, keys:
     schemes = document["components"]["securitySchemes"]
     assert schemes["api_key"]["type"] == "http" and schemes["api_key"]["scheme"] == "bearer"
     seen = set()
+    names = {"name": "toy-gan", "id": "none"}
     for path, operations in document["paths"].items():
         for method, described in operations.items():
-            answer = await client.request(method, path.replace("{name}", "toy-gan"))
+            answer = await client.request(method, path.format(**names))
             if path in OPEN:
                 seen.add(path)
                 assert answer.status_code == 200 and described["security"] == []
@@ -196,10 +197,12 @@ async def test_every_path_but_the_open_ones_needs_a_key(client_of: Client, keys:
             assert answer.status_code == 401 and answer.json()["reason"] == "UNAUTHENTICATED"
             assert answer.headers["www-authenticate"] == "Bearer"
             assert described["security"] == [{"api_key": []}] and "4XX" in described["responses"]
-            let_in = await client.request(method, path.replace("{name}", "toy-gan"), headers=BEARER)
+            let_in = await client.request(method, path.format(**names), headers=BEARER)
             assert let_in.status_code != 401
     assert seen == set(PROBES) & set(document["paths"]), "of what the document describes"
     assert (await client.get("/docs")).status_code == 200
+    assert (await client.get("/")).status_code == 200, "the page asks for the key itself"
+    assert (await client.get("/studio/studio.js")).status_code == 200
     assert (await client.get("/no-such-path")).status_code == 401
 
 

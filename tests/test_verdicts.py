@@ -439,6 +439,18 @@ async def test_a_model_lists_its_calibrations_on_both(
     assert (await client.get("/models/toy-vae")).json()["calibrations"] == []
 
 
+async def test_a_calibration_can_be_read_whole(
+    client: httpx.AsyncClient, calibrated: tuple[Path, dict[str, Calibration]]
+) -> None:
+    made = calibrated[1][FLOW]
+    answer = await client.get(f"/models/{FLOW}/calibrations/{made.id}")
+    assert Calibration.model_validate_json(answer.content).model_dump() == made.model_dump()
+    for name in (FLOW, "toy-vae"):
+        refused = await client.get(f"/models/{name}/calibrations/none")
+        assert refused.status_code == 422 and refused.json()["reason"] == "NOT_CALIBRATED"
+    assert "it has none" in refused.json()["detail"]
+
+
 class TestRefusedCalibrations:
     @pytest.fixture
     def settings(

@@ -22,6 +22,7 @@ from service.api.catalogue import (
     ChangeList,
     ModelList,
     describe_manifest,
+    find_calibration,
     list_changes,
     list_models,
     list_versions,
@@ -45,6 +46,8 @@ from service.api.schemas import (
     StreamSampleBody,
 )
 from service.api.streams import EVENT_STREAM, EventStream, write_events
+from service.api.studio import studio_routes
+from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.core.inference import Inference
 from service.keys import Keys
@@ -90,12 +93,13 @@ def create_app(
     version: str,
     admission: Admission | None = None,
     keys: Keys | None = None,
+    studio: bool = True,
 ) -> FastAPI:
     """Build the app over an engine, whose models may still be loading.
 
     A body over `maximum_body_bytes` is refused while it arrives, and so is one that takes longer
     than the engine's default timeout. Browsers of `cors_origins` may call; without any, there are
-    no CORS headers. Where `keys` are given, requests need one.
+    no CORS headers. Where `keys` are given, requests need one. `studio` puts the page at `/`.
     """
     app = FastAPI(
         title="genserve",
@@ -124,6 +128,8 @@ def create_app(
     app.include_router(_models(engine))
     app.include_router(_watching(engine, metrics))
     app.include_router(inference_routes(Inference(engine, metrics), metrics, limits, version))
+    if studio:
+        app.include_router(studio_routes())
     schemas = [operation.body for operation in OPERATIONS]
     schemas += [operation.stream for operation in OPERATIONS if operation.stream is not None]
 
@@ -249,6 +255,18 @@ def _models(engine: Engine) -> APIRouter:
     )
     async def model(name: str) -> dict[str, Any]:
         return describe_manifest(engine.models.find(name))
+
+    @router.get(
+        "/models/{name}/calibrations/{id}",
+        summary="A calibration of a model that is ready: the scores that new ones are compared "
+        "with, and what was fitted.",
+        response_class=Response,
+        responses={200: {"model": Calibration}, **openapi.PROBLEMS},
+    )
+    async def calibration(name: str, id: str) -> Response:
+        # Written here: FastAPI would take it apart into Python numbers first, 20,000 of them.
+        made = find_calibration(engine.models.find(name), id)
+        return Response(made.model_dump_json(), media_type=JSON)
 
     @router.post(
         "/models/rescan",

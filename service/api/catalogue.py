@@ -7,7 +7,9 @@ from pydantic import BaseModel, Field
 
 from service.core.calibration import Calibration
 from service.core.engine import Engine
+from service.core.manifest import Figure, Manifest
 from service.core.models import Change, ChangeKind, Model, State
+from service.errors import NotCalibrated
 
 
 class ListedModel(BaseModel):
@@ -16,7 +18,9 @@ class ListedModel(BaseModel):
     name: str
     version: str
     family: str | None = Field(description="null where the manifest can't be read")
+    dataset: str | None = Field(description="that it was trained on; null where it does not say")
     operations: list[str]
+    quality: list[Figure] = Field(description="how good it is, beside published figures")
     state: State = Field(description="a model that is available loads on first use")
     reason: str | None = Field(
         description="why it is refused; of one that serves, why what its folder holds now is; else "
@@ -84,6 +88,19 @@ def describe_manifest(model: Model) -> dict[str, Any]:
     }
 
 
+def find_calibration(model: Model, id: str) -> Calibration:
+    """Return a calibration by its id; raises NotCalibrated that names those there are."""
+    if id in model.calibrations:
+        return model.calibrations[id]
+    held = ", ".join(model.calibrations) or "none"
+    raise NotCalibrated(f"{model} has no calibration '{id[:100]}'; it has {held}")
+
+
+def _dataset(manifest: Manifest) -> str | None:
+    name = manifest.provenance.get("dataset")
+    return name if isinstance(name, str) else None
+
+
 def _calibration(made: Calibration) -> dict[str, Any]:
     return {
         "id": made.id,
@@ -101,7 +118,9 @@ def _listed(model: Model, engine: Engine) -> ListedModel:
         name=model.name,
         version=model.version,
         family=manifest.family if manifest else None,
+        dataset=_dataset(manifest) if manifest else None,
         operations=list(manifest.operations) if manifest else [],
+        quality=list(manifest.quality) if manifest else [],
         state=model.state,
         reason=model.reason,
         default_for=engine.default_for(model),

@@ -8,14 +8,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.admission import Admission, too_many
 from service.api.openapi import PROBLEMS
 from service.api.problems import inference_error_of, problem_of
+from service.api.studio import PATHS
 from service.errors import GenserveError
 from service.keys import Keys
 from service.metrics import Metrics
 
 PROBES = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 """Answered whatever happens: an orchestrator has no key, and must not end a server for its load."""
-OPEN = (*PROBES, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
-"""What needs no key: probes, and the contract, which is public anyway."""
+OPEN = (*PROBES, *PATHS, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""What needs no key: probes, the page, which holds no data, and the contract, which is public."""
 CROWDED = "crowded"
 """In the state of a connection's requests: there are more connections than there may be."""
 

@@ -48,6 +48,10 @@ STATUS: Mapping[type[GenserveError], int] = {
 }
 
 
+_TITLES = {code.value: code.phrase for code in HTTPStatus}
+_TITLES[CLIENT_CLOSED_REQUEST] = "Client Closed Request"
+
+
 class Problem(BaseModel):
     """Why a request was not answered."""
 
@@ -65,10 +69,9 @@ def describe(
     status: int, reason: str, detail: str, request_id: str, **details: object
 ) -> dict[str, object]:
     """Return a problem by the names of `Problem`; `details` are JSON values."""
-    phrases = {code.value: code.phrase for code in HTTPStatus}
     return {
         "type": "about:blank",
-        "title": phrases.get(status, "Client Closed Request"),
+        "title": _TITLES[status],
         "status": status,
         "detail": detail,
         "reason": reason,

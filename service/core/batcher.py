@@ -16,6 +16,7 @@ so neither waits for all of the other. Graphs take turns, a batch each.
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from service.tracing import OFF, BatchTrace, Tracing
 
 Release = Literal["full", "drained", "shared"]
 """Why a batch is no larger: the maximum, all that was queued, or a worker's share of it."""
+
+_NICENESS = 10  # a tenth of the event loop's weight
 
 log = logging.getLogger(__name__)
 
@@ -267,6 +270,7 @@ class Batcher:
 
     def _work(self, core: int | None) -> None:
         """Run batches until told to stop. On a worker, and on one core where it has one."""
+        yield_to_event_loop()
         if core is not None:
             os.sched_setaffinity(get_native_id(), {core})
         while (batch := self._released.get()) is not None:
@@ -310,6 +314,16 @@ class Batcher:
         self._busy -= following is None
         if not self._busy and self._rest and not self._rest.done():
             self._rest.set_result(None)
+
+
+def yield_to_event_loop() -> None:
+    """Let the event loop go before this thread, where both want the same core.
+
+    It takes little, and everybody waits for it: also who asks whether the server is alive, and who
+    is to be refused because all workers are busy.
+    """
+    if sys.platform == "linux":  # elsewhere, it is the whole process that gives way
+        os.nice(_NICENESS)
 
 
 def _cores(workers: int) -> Sequence[int | None]:

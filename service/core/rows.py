@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from service.core.batcher import LoadedGraph
+from service.core.batcher import LoadedGraph, yield_to_event_loop
 from service.core.lanes import (
     Canvas,
     Departure,
@@ -102,7 +102,9 @@ class RowScheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the numbers of workers, of a lane's slots, and of those that one job may have."""
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="painter")
+        self._pool = ThreadPoolExecutor(
+            workers, thread_name_prefix="painter", initializer=yield_to_event_loop
+        )
         self._workers = workers
         self._slots = slots
         self._bulk_limit = bulk_limit

@@ -4,7 +4,7 @@ Work-conserving: an idle worker starts at once, and what arrives meanwhile forms
 What is queued is split over the idle workers, so a lone request for 4 rows on two idle workers runs
 as 2 + 2; and no batch is larger than a worker's share of all rows in flight, or one worker would
 take what everybody waits for, and leave the others nothing. On a CPU, where a batch takes as long
-as its rows, a worker takes half of its share at a time: it finds the other half waiting, instead of
+as its rows, a worker takes a quarter of its share at a time: it finds the rest waiting, instead of
 nothing while everybody is being answered.
 
 A request larger than a batch is bulk work. Small requests go first, but for a quarter of the rows:

@@ -17,7 +17,7 @@ from service.runtime.session import Session
 BUNDLED = "mnist-pixelcnn"
 LARGE = "random-pixelcnn"
 
-_SOURCES = ("export", "model_zoo/autoregressive", "model_zoo/weights")
+_SOURCES = ("export", "model_zoo/autoregressive", f"artifacts/{BUNDLED}/1")
 _open_session = partial(OnnxSession, provider="cpu")
 
 

@@ -3,6 +3,9 @@
 A background (see `model_zoo.recipe`) is no model to be served, but a graph of the model that it is
 the background of. Where it has no weights, the model goes without. Models that have likelihoods are
 calibrated with images of their data set.
+
+Weights of a model that is exported to artifacts/ move into its artifact, from which it can be
+exported again.
 """
 
 import argparse
@@ -19,17 +22,19 @@ from export.calibrations import calibrate
 from export.errors import ExportError
 from model_zoo.family import Family, Figure, Graph
 from model_zoo.recipe import (
+    ARTIFACTS,
     BACKGROUND,
+    BACKGROUND_STATE,
+    VERSION,
     WEIGHTS,
     RecipeError,
     background_of,
     load_trained,
     read_recipe,
     recipe_names,
+    trained_state,
 )
 
-REPOSITORY = Path(__file__).resolve().parent.parent / "artifacts"
-VERSION = "1"
 LICENCE = "Apache-2.0"
 
 logger = logging.getLogger("export")
@@ -40,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m export", description="Models to artifacts.")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a name or a .toml file")
     parser.add_argument(
-        "--repository", type=Path, default=REPOSITORY, help="the folder to export to: artifacts/"
+        "--repository", type=Path, default=ARTIFACTS, help="the folder to export to: artifacts/"
     )
     arguments = parser.parse_args()
     _show_progress()
@@ -59,14 +64,10 @@ def _show_progress() -> None:
 
 def _trained_models() -> list[str]:
     names = recipe_names()
-    trained = [name for name in names if _has_weights(name)]
+    trained = [name for name in names if trained_state(name, WEIGHTS)]
     for name in sorted(set(names) - set(trained)):
         logger.info("%s: skipped, it has no weights yet: make train", name)
     return trained
-
-
-def _has_weights(name: str) -> bool:
-    return (WEIGHTS / f"{name}.safetensors").is_file()
 
 
 def _export(recipe_name: str, repository: Path) -> None:
@@ -81,9 +82,13 @@ def _export(recipe_name: str, repository: Path) -> None:
         return
     record = _read_record(name)
     graphs, provenance = model.graphs(), record["provenance"]
-    if _has_weights(background := name + BACKGROUND):
+    state = model.state_dict()
+    if trained_state(background_name := name + BACKGROUND, WEIGHTS):
+        background = load_trained(background_name, WEIGHTS)
+        assert isinstance(background, Family)
         graphs += _background_graphs(background)
-        provenance |= {"background": _describe_background(background, record)}
+        state |= {BACKGROUND_STATE + key: value for key, value in background.state_dict().items()}
+        provenance |= {"background": _describe_background(background_name, record)}
     folder = export_artifact(
         repository,
         name=name,
@@ -91,17 +96,19 @@ def _export(recipe_name: str, repository: Path) -> None:
         card=model.card(),
         graphs=graphs,
         licence=LICENCE,
+        state=state,
         quality=[Figure(**figure) for figure in record["figures"]],
         splits={key: _split(**split) for key, split in record["splits"].items()},
         provenance=provenance,
     )
+    if repository.resolve() == ARTIFACTS:  # which holds them now
+        for each in (name, background_name):
+            (WEIGHTS / f"{each}.safetensors").unlink(missing_ok=True)
     calibrate(folder, recipe.dataset)
 
 
-def _background_graphs(name: str) -> tuple[Graph, ...]:
+def _background_graphs(background: Family) -> tuple[Graph, ...]:
     """Return the log_likelihood graph of a background, under the name it has beside the model's."""
-    background = load_trained(name, WEIGHTS)
-    assert isinstance(background, Family)
     return tuple(
         replace(graph, name="background_log_likelihood")
         for graph in background.graphs()

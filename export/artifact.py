@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from export.errors import ExportError
 from export.graphs import make_model, run_original
@@ -42,6 +43,7 @@ def export_artifact(
     card: Card,
     graphs: Sequence[Graph],
     licence: str,
+    state: Mapping[str, Tensor] | None = None,
     quality: Sequence[Figure] = (),
     splits: Mapping[str, Mapping[str, Any]] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -50,7 +52,8 @@ def export_artifact(
 
     Every graph is run under ONNX Runtime at batch 1, 2 and 5 and must match its module (which is
     switched to eval mode) or ONNX file. Only then does the folder appear, in place of a previous
-    one of the same version. The same weights give the same `artifact_digest`.
+    one of the same version. The same weights give the same `artifact_digest`. The `state` of the
+    model, as torch names it, is kept by its names in the weights file, where graphs share it.
 
     Raises ExportError, and writes nothing, where a graph is not pure, has other ports than stated,
     can't be exported, or differs.
@@ -63,7 +66,7 @@ def export_artifact(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=repository) as scratch, _one_thread():
         draft = Path(scratch) / "draft"
         draft.mkdir()  # not the scratch folder itself, which only its owner may read
-        models = _export_graphs(card, graphs, draft)
+        models = _export_graphs(card, graphs, state or {}, draft)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
@@ -82,12 +85,14 @@ def export_artifact(
         return _move(draft, repository / name / version, Path(scratch) / "previous")
 
 
-def _export_graphs(card: Card, graphs: Sequence[Graph], draft: Path) -> dict[str, ir.Model]:
+def _export_graphs(
+    card: Card, graphs: Sequence[Graph], state: Mapping[str, Tensor], draft: Path
+) -> dict[str, ir.Model]:
     """Write graphs, weights and test vectors; raise ExportError where a graph is wrong."""
     inputs = {graph.name: draw_inputs(graph, card) for graph in graphs}
     expected = {graph.name: run_original(graph, inputs[graph.name]) for graph in graphs}
     models = {graph.name: make_model(graph, inputs[graph.name]) for graph in graphs}
-    save_models(models, draft)
+    save_models(models, {key: tensor.numpy() for key, tensor in state.items()}, draft)
     for graph in graphs:
         path = draft / f"{graph.name}.onnx"
         agreement = check(graph, path, inputs[graph.name], partial(run_original, graph))
@@ -165,7 +170,7 @@ def _write_vectors(
         for graph, ports in every.items()
         for port, values in ports.items()
     }
-    np.savez(draft / VECTORS_FILE, allow_pickle=False, **arrays)
+    np.savez_compressed(draft / VECTORS_FILE, allow_pickle=False, **arrays)
 
 
 def _write_manifest(manifest: dict[str, Any], draft: Path) -> None:

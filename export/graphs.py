@@ -15,6 +15,7 @@ from onnx_ir.passes.common import (
 )
 from torch import Tensor, nn
 
+from export.batch_norm import fold_batch_norms
 from export.errors import ExportError
 from export.onnx_files import read_file, run_file
 from export.row_step import build_row_step
@@ -132,12 +133,15 @@ def _trace_module(graph: Graph, module: nn.Module, inputs: Arrays) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(free,),
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None  # it is None only for the older exporter
+            fold_batch_norms(program.model)
+            program.optimize()
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip()
         raise ExportError(f"torch can't export it: {reason}") from error
-    assert program is not None  # it is None only for the older exporter
     return program.model
 
 

@@ -12,6 +12,9 @@ What makes it fast, for the recurrence that `model_zoo/autoregressive/row_step.p
   it plans no memory; it would then allocate every result of every pixel, a sixth of all time;
 - what the pixels don't need of each other, as log-probabilities, is computed behind the Scan for
   the whole row.
+
+Weights enter as the model's state has them, so that the artifact holds them once. ONNX Runtime puts
+them in the order of the products while it loads.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -68,6 +70,11 @@ class _Nodes:
     def integers(self, *values: int) -> str:
         """Return a constant int64 vector."""
         return self.weight("integers_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def kernel(self, name: str, convolution: nn.Conv2d) -> str:
+        """Return a kernel [outputs, inputs, H, W] as [W * H * inputs, outputs], for products."""
+        turned = self("Transpose", self.weight(name, convolution.weight), perm=[3, 2, 1, 0])
+        return self("Reshape", turned, self.integers(-1, convolution.out_channels))
 
     def slice(self, value: str, start: int, end: int, axis: int) -> str:
         """Cut from `start` to `end`."""
@@ -126,16 +133,16 @@ def _look_up(write: _Nodes, step: RowStep) -> tuple[list[str], str]:
 
 def _shifts(write: _Nodes, step: RowStep) -> tuple[list[str], list[str]]:
     """Return bias and shift by the class of every vertical and horizontal gate, [B, 2C] each."""
-    halves = [layer.condition.weight.T.chunk(2, dim=1) for layer in step.layers]  # [classes, 2C]
-    ups, lefts = zip(*halves, strict=True)
-    biases = [layer.vertical.bias for layer in step.layers]
-    biases += [layer.across.bias for layer in step.layers]
-    condition = write.weight("condition", torch.cat([*ups, *lefts], dim=1))
-    bias = write.weight("bias", torch.cat([bias for bias in biases if bias is not None]))
-    shifts = write("Gemm", "class_weights", condition, bias)
-    count = len(step.layers)
-    pieces = write.several(2 * count, "Split", shifts, axis=1, num_outputs=2 * count)
-    return pieces[:count], pieces[count:]
+    weights, biases = [], []
+    for index, layer in enumerate(step.layers):
+        weights.append(write.weight(f"condition_{index}", layer.condition.weight))  # [4C, classes]
+        assert layer.vertical.bias is not None and layer.across.bias is not None
+        biases.append(write.weight(f"vertical_bias_{index}", layer.vertical.bias))
+        biases.append(write.weight(f"across_bias_{index}", layer.across.bias))
+    condition, bias = (write("Concat", *parts, axis=0) for parts in (weights, biases))
+    shifts = write("Gemm", "class_weights", condition, bias, transB=1)
+    pieces = write.several(len(biases), "Split", shifts, axis=1, num_outputs=len(biases))
+    return pieces[::2], pieces[1::2]
 
 
 def _window(write: _Nodes, step: RowStep, rows: str, index: int) -> str:
@@ -149,15 +156,13 @@ def _window(write: _Nodes, step: RowStep, rows: str, index: int) -> str:
 
 def _convolve(write: _Nodes, step: RowStep, index: int, rows: str) -> str:
     """Apply a vertical kernel to `rows`, [W, B, rows * inputs]; the result is [W, B, 2C]."""
-    # [2C, inputs, rows, columns] -> [columns * rows * inputs, 2C], the order of the windows
-    taps = step.layers[index].vertical.weight.permute(3, 2, 1, 0).flatten(0, 2)
-    weight = write.weight(f"vertical_{index}", taps)
+    weight = write.kernel(f"vertical_{index}", step.layers[index].vertical)
     return write("MatMul", _window(write, step, rows, index), weight)
 
 
 def _across(write: _Nodes, step: RowStep, index: int, above: str, shift: str) -> list[str]:
     """Apply the 1x1 convolution from stack to stack: both halves of a gate, [W, B, C]."""
-    weight = write.weight(f"across_{index}", step.layers[index].across.weight.flatten(1).T)
+    weight = write.kernel(f"across_{index}", step.layers[index].across)
     shifted = write("Add", write("MatMul", above, weight), shift)
     return write.several(2, "Split", shifted, axis=2, num_outputs=2)
 
@@ -236,9 +241,9 @@ def _push(inner: _Nodes, step: RowStep, before: str, level: str) -> str:
     """
     size = step.level_features
     moves = np.eye(step.reach * size, k=-size, dtype=np.float32)
-    newest = np.zeros((step.levels, step.reach * size), np.float32)
-    newest[:, -size:] = step.features.weight.detach()
-    pixel = inner("Gather", inner.weight("newest", newest), level)
+    features = inner.weight("features", step.features.weight)
+    newest = inner("Pad", features, inner.integers(0, (step.reach - 1) * size, 0, 0))
+    pixel = inner("Gather", newest, level)
     return inner("Gemm", before, inner.weight("moves", moves), pixel)
 
 
@@ -260,16 +265,14 @@ def _gated_change(
 ) -> str:
     """Return the output of a horizontal layer, [B, C], the shortcut added where there is one."""
     layer: GatedLayer = step.layers[index]
-    # [2C, inputs, 1, columns] -> [columns * inputs, 2C]
-    content, openness = layer.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).chunk(2, 1)
-    content_name = inner.weight(f"content_{index}", content)
-    openness_name = inner.weight(f"openness_{index}", openness)
+    kernel = inner.kernel(f"horizontal_{index}", layer.horizontal)
+    content, openness = inner.several(2, "Split", kernel, axis=1, num_outputs=2)
     gated = inner(
         "Mul",
-        inner("Tanh", inner("Gemm", window, content_name, coming[0])),
-        inner("Sigmoid", inner("Gemm", window, openness_name, coming[1])),
+        inner("Tanh", inner("Gemm", window, content, coming[0])),
+        inner("Sigmoid", inner("Gemm", window, openness, coming[1])),
     )
-    residual = inner.weight(f"residual_{index}", layer.residual.weight.flatten(1).T)
+    residual = inner.kernel(f"residual_{index}", layer.residual)
     return inner("Gemm", gated, residual, *([shortcut] if shortcut else []))
 
 
@@ -277,7 +280,7 @@ def _head(inner: _Nodes, step: RowStep, h: str) -> str:
     """Return the logits, [B, levels]."""
     convolutions = [part for part in step.head if isinstance(part, nn.Conv2d)]
     for index, convolution in enumerate(convolutions):  # each behind a ReLU
-        weight = inner.weight(f"head_{index}", convolution.weight.flatten(1).T)
+        weight = inner.kernel(f"head_{index}", convolution)
         assert convolution.bias is not None
         bias = inner.weight(f"head_bias_{index}", convolution.bias)
         h = inner("Gemm", inner("Relu", h), weight, bias)

@@ -1,4 +1,4 @@
-"""Recipes: what to train and how, one TOML file a model, and the trained weights beside them.
+"""Recipes: what to train and how, one TOML file a model, and where the trained weights lie.
 
 A recipe names its network by a dotted module name, `family = "flows.real_nvp"`. The class is the
 one subclass of Trainable that the module defines: there is no register to add to.
@@ -6,6 +6,10 @@ one subclass of Trainable that the module defines: there is no register to add t
 A recipe `<model>-background` trains the background of a model: one of the same family that sees
 the nearest pixels alone. The ratio of both likelihoods leaves out what smooth or dark areas make
 likely in any picture (Ren et al. 2019, arXiv:1906.02845). It is served inside the model's artifact.
+
+Training writes to `weights/`. The export of a bundled model moves what it finds there into the
+artifact, whose weights file holds the state of the model, and under `background/` that of its
+background. Networks without an artifact keep theirs in `weights/`.
 """
 
 from __future__ import annotations
@@ -17,16 +21,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
+from safetensors.torch import load_file
+from torch import Tensor
 
 from model_zoo.family import Trainable
 
 PACKAGE = Path(__file__).resolve().parent
 RECIPES = PACKAGE / "recipes"
 WEIGHTS = PACKAGE / "weights"
+ARTIFACTS = PACKAGE.parent / "artifacts"
+VERSION = "1"
+"""Of every bundled artifact."""
 KEEP = ("highest", "lowest", "last")
 PRECISIONS = ("float32", "bfloat16")
 BACKGROUND = "-background"
+BACKGROUND_STATE = "background/"
+"""What the names of a background's tensors start with in the artifact of its model."""
 
 
 class RecipeError(Exception):
@@ -110,17 +120,42 @@ def build(recipe: Recipe) -> Trainable:
     return classes[0](**recipe.model)
 
 
+def trained_state(name: str, weights: Path = WEIGHTS) -> dict[str, Tensor]:
+    """Return the trained tensors of a recipe's network by their names, or none of them.
+
+    What was trained anew and has not been exported yet goes before what the artifact holds.
+    """
+    trained = weights / f"{name}.safetensors"
+    if trained.is_file():
+        return load_file(trained)
+    model = background_of(name)
+    bundled = ARTIFACTS / (model or name) / VERSION / "weights.safetensors"
+    if not bundled.is_file():
+        return {}
+    prefix = BACKGROUND_STATE if model else ""
+    state = {
+        key.removeprefix(prefix): tensor
+        for key, tensor in load_file(bundled).items()
+        if key.startswith(prefix)
+    }
+    # Those of the background and of graphs have a slash.
+    return {key: tensor for key, tensor in state.items() if "/" not in key}
+
+
 def load_trained(name: str, weights: Path = WEIGHTS) -> Trainable:
     """Return a trained network in eval mode, by the name of its recipe.
 
     Raises RecipeError where there are no weights yet.
     """
     recipe = read_recipe(name)
-    path = weights / f"{recipe.name}.safetensors"
-    if not path.is_file():
-        raise RecipeError(f"no weights at {path}: run `python -m model_zoo.train {name}` first")
+    state = trained_state(recipe.name, weights)
+    if not state:
+        raise RecipeError(
+            f"no weights of {recipe.name} in {weights} or {ARTIFACTS}: run "
+            f"`python -m model_zoo.train {name}` first"
+        )
     model = build(recipe)
-    load_model(model, path)
+    model.load_state_dict(state)
     return model.eval()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from model_zoo.data import data_directory, load_splits
-from model_zoo.recipe import load_trained
+from model_zoo.recipe import WEIGHTS, load_trained, recipe_names
 from service.core.engine import Engine
 from service.core.requests import (
     ConditionRequest,
@@ -52,6 +53,21 @@ def real_images(split: str) -> np.ndarray:
 def figures(model: str) -> dict[str, dict[str, object]]:
     manifest = json.loads((ARTIFACTS / model / "1" / "manifest.json").read_text())
     return {figure["name"]: figure for figure in manifest["quality"]}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_weights_of_a_bundled_model_lie_once(model: str) -> None:
+    """The artifact holds the state that torch reads, and next to nothing besides."""
+    with safe_open(ARTIFACTS / model / "1" / "weights.safetensors", framework="np") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
+    held = set(load_trained(model).state_dict())
+    if f"{model}-background" in recipe_names():
+        background = load_trained(f"{model}-background").state_dict()
+        held |= {f"background/{name}" for name in background}
+    besides = sizes.keys() - held
+    assert held <= sizes.keys()
+    assert sum(sizes[name] for name in besides) < 0.01 * sum(sizes.values()), besides
+    assert not (WEIGHTS / f"{model}.safetensors").exists(), f"run make export MODEL={model}"
 
 
 def test_the_figures_are_what_they_should_be_at_least() -> None:

@@ -5,8 +5,10 @@ import logging
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -15,12 +17,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from export import Card, ExportError, Figure, Graph, Port, export_artifact
 from export import __main__ as command
 from export import artifact as exporter
 from export.vectors import draw_inputs
+from export.weights import WEIGHTS_FILE
 from model_zoo import recipe as zoo
 from model_zoo.data import SPLITS, Examples, index_hash, split_indices
 from model_zoo.train import train
@@ -72,9 +76,21 @@ def decode_graph(module: nn.Module | Path, outputs: tuple[Port, ...] = (IMAGES,)
     return Graph("decode", module, (LATENT, CLASS_WEIGHTS), outputs)
 
 
-def export(repository: Path, *graphs: Graph, card: Card = CARD, name: str = "toy") -> Path:
+def export(
+    repository: Path,
+    *graphs: Graph,
+    card: Card = CARD,
+    name: str = "toy",
+    state: dict[str, Tensor] | None = None,
+) -> Path:
     return export_artifact(
-        repository, name=name, version="1", card=card, graphs=graphs, licence="Apache-2.0"
+        repository,
+        name=name,
+        version="1",
+        card=card,
+        graphs=graphs,
+        licence="Apache-2.0",
+        state=state,
     )
 
 
@@ -181,7 +197,7 @@ def test_graphs_that_share_a_layer_store_it_once(toy, tmp_path):
     both = Graph("total", Sum(painter), (LATENT, CLASS_WEIGHTS), (SUMS,))
     shared = export(tmp_path, decode_graph(painter), both)
     check_artifact(shared)
-    assert (shared / "weights.bin").read_bytes() == (toy / "weights.bin").read_bytes()
+    assert (shared / WEIGHTS_FILE).read_bytes() == (toy / WEIGHTS_FILE).read_bytes()
     assert (shared / "decode.onnx").stat().st_size < 20_000
 
 
@@ -192,7 +208,7 @@ def test_weights_that_float16_holds_take_half_the_room_and_stay_the_same(toy, tm
             weight.copy_(weight.half())
     halved = export(tmp_path, decode_graph(painter))
     check_artifact(halved)
-    assert (halved / "weights.bin").stat().st_size < 0.6 * (toy / "weights.bin").stat().st_size
+    assert (halved / WEIGHTS_FILE).stat().st_size < 0.6 * (toy / WEIGHTS_FILE).stat().st_size
     stored = onnx.load(halved / "decode.onnx").graph.initializer
     kept = {
         tensor.name.removesuffix("_half"): onnx.numpy_helper.to_array(tensor) for tensor in stored
@@ -203,14 +219,60 @@ def test_weights_that_float16_holds_take_half_the_room_and_stay_the_same(toy, tm
     np.testing.assert_array_equal(plain, painter.out[1].weight.detach().numpy())
 
 
-def test_large_tensors_start_at_memory_pages(toy):
-    model = onnx.load(toy / "decode.onnx", load_external_data=False)
-    places = [
-        {entry.key: entry.value for entry in t.external_data} for t in model.graph.initializer
-    ]
-    offsets = [int(place["offset"]) for place in places if place]
-    assert len(offsets) > 1
-    assert all(offset % 4096 == 0 for offset in offsets)
+def test_the_state_is_kept_by_its_names_and_graphs_refer_to_it(tmp_path):
+    painter = Painter()
+    state = painter.state_dict()
+    folder = export(tmp_path, decode_graph(painter), state=state)
+    check_artifact(folder)
+    kept = load_file(folder / WEIGHTS_FILE)
+    again = Painter(seed=1)
+    again.load_state_dict({name: kept[name] for name in state})  # what training would do with it
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    # The batch norm is folded into the first layer; the last one is the state's own.
+    folded = {"decode/module.wide.weight", "decode/module.wide.bias"}
+    assert kept.keys() - state.keys() == folded
+
+
+class Upscaler(nn.Module):
+    """A batch norm behind each kind of convolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Linear(4, 256, bias=False),
+            nn.Unflatten(1, (64, 2, 2)),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),  # 2 -> 4
+            nn.BatchNorm2d(32),
+            nn.ConvTranspose2d(32, 24, 4, stride=2, padding=1),  # 4 -> 8
+            nn.BatchNorm2d(24),
+            nn.Conv2d(24, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.Conv2d(64, 1, 3, padding=1),
+        )
+        for norm in (self.body[3], self.body[5], self.body[7]):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -1, 1)
+            nn.init.uniform_(norm.running_mean, -1, 1)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.body(latent)
+
+
+def test_a_batch_norm_behind_a_convolution_costs_neither_a_node_nor_another_kernel(tmp_path):
+    upscaler = Upscaler()
+    card = replace(CARD, condition=None)
+    graph = Graph("decode", upscaler, (LATENT,), (IMAGES,))
+    folder = export(tmp_path, graph, card=card, state=upscaler.state_dict())
+    check_artifact(folder)
+    assert load_file(folder / WEIGHTS_FILE).keys() == upscaler.state_dict().keys()
+    operators = [node.op_type for node in onnx.load(folder / "decode.onnx").graph.node]
+    assert "BatchNormalization" not in operators
+    latent = torch.randn(7, 4)
+    actual = run(folder, "decode", {"latent": latent.numpy()})["images"]
+    expected = upscaler.eval()(latent).detach().numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 # Existing ONNX files
@@ -261,6 +323,30 @@ def test_an_existing_generator_is_imported(tmp_path, batch, external):
     right = (inputs["latent"] @ kernel + level).reshape(-1, 1, 8, 8)
     np.testing.assert_allclose(outputs["images"], right, atol=1e-5)
     assert str(tmp_path).encode() not in (folder / "decode.onnx").read_bytes()
+
+
+def test_tensors_of_types_that_numpy_does_not_know_are_kept_too(tmp_path):
+    kernel = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    brief = numpy_helper.from_array(kernel.astype(ml_dtypes.bfloat16), "kernel")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["kernel"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["z", "wide"], ["y"]),
+        ],
+        "generator",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 256])],
+        [brief],
+    )
+    path = tmp_path / "generator.onnx"
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    projected = Graph("decode", path, (LATENT,), (Port("y", "codes", (256,)),))
+    folder = export(tmp_path / "artifacts", projected)
+    latent = np.eye(4, dtype=np.float32)
+    rounded = kernel.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(run(folder, "decode", {"latent": latent})["y"], rounded)
+    assert load_file(folder / WEIGHTS_FILE)["decode/kernel"].numel() == kernel.size * 2  # bytes
 
 
 def test_a_file_with_a_batch_size_deep_inside_is_refused(tmp_path):
@@ -478,11 +564,10 @@ def test_the_manifest_has_the_keys_of_the_contract_and_no_others(toy):
 
 @pytest.fixture
 def run_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "REPOSITORY", tmp_path)
     monkeypatch.setattr(logging.getLogger("export"), "handlers", [])
 
     def run_with(*arguments: str) -> None:
-        monkeypatch.setattr("sys.argv", ["export", *arguments])
+        monkeypatch.setattr("sys.argv", ["export", "--repository", str(tmp_path), *arguments])
         command.main()
 
     return run_with
@@ -493,6 +578,11 @@ def test_the_command_exports_a_trained_model(run_command, tmp_path, capsys):
     manifest = check_artifact(tmp_path / "mnist-dcgan" / "1")
     assert {figure.name for figure in manifest.quality} >= {"recognised_as_asked"}
     assert "mnist-dcgan, version 1" in capsys.readouterr().out
+    # It was read from the bundled artifact, which it could replace.
+    exported, bundled = (
+        folder / "mnist-dcgan" / "1" / WEIGHTS_FILE for folder in (tmp_path, zoo.ARTIFACTS)
+    )
+    assert exported.read_bytes() == bundled.read_bytes()
 
 
 def test_the_command_says_why_a_model_is_skipped(run_command, tmp_path, capsys):
@@ -582,6 +672,38 @@ def test_a_model_whose_background_has_no_weights_goes_without(run_command, train
     manifest = check_artifact(tmp_path / "models" / "tiny" / "1")
     assert "background_log_likelihood" not in manifest.graphs
     assert "background" not in manifest.provenance
+
+
+def test_weights_move_into_the_bundled_artifact_and_are_read_from_it(
+    run_command, trained, tmp_path, monkeypatch
+):
+    artifacts = tmp_path / "artifacts"
+    monkeypatch.setattr(command, "ARTIFACTS", artifacts)
+    monkeypatch.setattr(zoo, "ARTIFACTS", artifacts)
+    names = ["tiny", "tiny-background"]
+    before = {name: zoo.load_trained(name, trained).state_dict() for name in names}
+
+    run_command("--repository", str(artifacts))
+    manifest = check_artifact(artifacts / "tiny" / "1")
+    assert not list(trained.glob("*.safetensors"))
+    for name in names:
+        after = zoo.load_trained(name, trained).state_dict()
+        assert after.keys() == before[name].keys()
+        assert all(torch.equal(after[key], before[name][key]) for key in after)
+
+    run_command("--repository", str(artifacts))
+    assert check_artifact(artifacts / "tiny" / "1").artifact_digest == manifest.artifact_digest
+
+
+def test_weights_that_were_trained_anew_go_before_those_of_the_artifact(
+    run_command, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(zoo, "ARTIFACTS", tmp_path / "artifacts")
+    run_command("--repository", str(tmp_path / "artifacts"), "tiny")
+    state = load_file(trained / "tiny.safetensors")
+    save_file({key: tensor + 1 for key, tensor in state.items()}, trained / "tiny.safetensors")
+    loaded = zoo.load_trained("tiny", trained).state_dict()
+    assert all(torch.equal(loaded[key], (state[key] + 1).float()) for key in state)
 
 
 def test_a_background_of_other_images_than_the_model_is_refused(run_command, trained, tmp_path):

@@ -48,7 +48,9 @@ def test_a_sound_artifact_loads(repository: Path) -> None:
     assert set(graphs) == {"encode", "decode", "log_likelihood"}
 
 
-@pytest.mark.parametrize("name", ["decode.onnx", "weights.bin", "vectors.npz", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["decode.onnx", "weights.safetensors", "vectors.npz", "manifest.json"]
+)
 def test_one_flipped_byte_anywhere_is_refused_by_name(copy: Path, name: str) -> None:
     folder = copy / "toy-vae" / "1"
     if not (folder / name).exists():

@@ -334,5 +334,6 @@ def test_unknown_recipe_names_those_there_are():
 
 
 def test_missing_weights_say_how_to_make_them(tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"python -m model_zoo.train mnist-vae"):
-        recipe.load_trained("mnist-vae", weights=tmp_path)
+    untrained = recipe_file(tmp_path)
+    with pytest.raises(RecipeError, match=rf"python -m model_zoo.train {untrained}"):
+        recipe.load_trained(untrained, weights=tmp_path)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import numpy as np
 import pytest
 
+from service.core import latents
 from service.core.batcher import Batcher, LoadedGraph
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
@@ -96,6 +97,24 @@ async def test_requests_that_arrive_meanwhile_form_the_next_batch(make, graph, s
     await first
     assert answers == [[0.0, 2.0], [20.0, 22.0], [40.0, 42.0]]
     assert session.batches == [1, 6]
+
+
+async def test_latents_that_are_there_and_those_still_to_be_drawn_share_a_batch(
+    make, session
+) -> None:
+    batcher, graph = make(), LoadedGraph("toy", "1", "decode", session)
+    first = await occupy(batcher, graph, session)
+    given = np.ones((2, 3), np.float32)
+    drawn = latents.draw(seed=1, count=2, size=3)
+    inputs = {"x": drawn}, {"x": given}
+    tasks = [asyncio.create_task(batcher.run(graph, rows, soon())) for rows in inputs]
+    await settle()
+    session.gate.set()
+    answers = [(await task)["y"] for task in tasks]
+    await first
+    assert np.array_equal(answers[0], 2.0 * drawn.join([]))
+    assert np.array_equal(answers[1], 2.0 * given)
+    assert session.batches == [1, 4]
 
 
 async def test_a_large_request_is_split_and_does_not_starve_a_small_one(

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -297,6 +298,8 @@ class Scene:
         for _ in range(10):
             await asyncio.sleep(0)
         while self.total("batches") - self.total("compute_seconds") != len(self.session.waiting):
+            # A loop that only spins takes the interpreter's lock again before a worker wakes.
+            time.sleep(0.0002)
             await asyncio.sleep(0)
 
     def total(self, name: str) -> float:

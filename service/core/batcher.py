@@ -38,7 +38,7 @@ from service.tracing import OFF, BatchTrace, Tracing
 Release = Literal["full", "drained", "shared"]
 """Why a batch is no larger: the maximum, all that was queued, or a worker's share of it."""
 
-_NICENESS = 10  # a tenth of the event loop's weight
+_NICENESS = 10
 
 log = logging.getLogger(__name__)
 
@@ -412,12 +412,13 @@ def _join(batch: list[Slice]) -> dict[str, NDArray[Any]]:
 
 
 def _joined(parts: list[Any]) -> NDArray[Any]:
-    """Return rows of one input, all arrays or all deferred, as one array."""
+    """Return rows of one input, arrays or deferred, as one array."""
     first, *others = parts
     if not others:
         return as_array(first)
-    joined: NDArray[Any]
-    joined = np.concatenate(parts) if isinstance(first, np.ndarray) else first.join(others)
+    if any(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate([as_array(part) for part in parts])
+    joined: NDArray[Any] = first.join(others)
     return joined
 
 

@@ -94,6 +94,9 @@ class RowQueue:
         """Drop the rows of a job that nobody waits for any more; `take` passes over it."""
         self._count(job, -job.remaining)
         job.taken = job.rows
+        if not self.rows:  # nobody may come to take any, and the jobs hold their inputs
+            self._small.clear()
+            self._bulk.clear()
 
     def take(self, rows: int, now: float) -> list[Slice]:
         """Take the next batch: so many rows, at most the maximum.

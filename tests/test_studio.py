@@ -586,6 +586,98 @@ def test_a_model_that_is_unloaded_while_the_page_is_open(
     assert not browser.all("[role=alert]")
 
 
+# What comes late
+
+HOLD = """
+    const [path] = arguments, fetched = fetch.bind(window);
+    window.asked = [];
+    const goes = new Promise((resolve) => (window.go = resolve));
+    let held = false;
+    window.fetch = async (...request) => {
+        asked.push(request[0]);
+        if (request[0] === path && !held) {
+            held = true;
+            await goes;
+        }
+        return fetched(...request);
+    };
+"""
+"""Keeps the next request to a path from being sent until `go()`, and lists what is asked."""
+
+
+def let_go(browser: Browser) -> None:
+    """Send what is held, and let the page do whatever it does then."""
+    browser.run("go(); return fetch('/healthz').then((answer) => answer.status)")
+    browser.until_still()
+
+
+def choose(browser: Browser, model: str) -> None:
+    browser.run(
+        "const list = document.querySelector('select'); list.value = arguments[0];"
+        "list.dispatchEvent(new Event('change'))",
+        model,
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "slow", "quick"),
+    [
+        ("sample", "mnist-dcgan", "mnist-vae"),
+        ("paint", "fashion-mnist-pixelcnn", "mnist-pixelcnn"),
+        ("score", "mnist-realnvp", "mnist-vae"),
+    ],
+)
+def test_the_model_that_was_chosen_last_is_shown(
+    browser: Browser, server: LiveServer, view: str, slow: str, quick: str
+) -> None:
+    browser.open(f"{server.url}/#/{view}?model={quick}")
+    browser.find("h1")
+    browser.until_still()
+    browser.run(HOLD, f"/models/{slow}")
+    choose(browser, slow)
+    choose(browser, quick)
+    browser.until(lambda: f"/models/{quick}" in browser.run("return asked"))
+    browser.until_still()
+    let_go(browser)
+    assert f"model={quick}&" in browser.run("return `${location.hash}&`")
+
+
+@pytest.mark.parametrize(
+    ("mode", "selector"), [("interpolation", ".film img"), ("arithmetic", ".frame img")]
+)
+def test_the_path_that_was_asked_for_last_is_shown(
+    browser: Browser, server: LiveServer, mode: str, selector: str
+) -> None:
+    browser.open(f"{server.url}/#/latent?mode={mode}&model=mnist-vae&a=3&b=9")
+    browser.until(lambda: browser.all(selector))
+    browser.until_still()
+    browser.run(HOLD, "/interpolate")
+    for count in (1, 2):
+        browser.click("button[aria-label^='New seed for']")
+        browser.until(
+            lambda count=count: browser.run("return asked").count("/interpolate") >= count
+        )
+    browser.until_still()
+    last = shown_images(browser, selector)
+    address = browser.run("return location.href")
+    let_go(browser)
+    assert shown_images(browser, selector) == last
+    browser.open(address)
+    browser.until(lambda: shown_images(browser, selector) == last)
+
+
+def test_a_view_that_was_left_asks_for_nothing_more(browser: Browser, server: LiveServer) -> None:
+    browser.open(f"{server.url}/#/live")
+    browser.find("h1")
+    browser.run(HOLD, "/sample")
+    browser.run("location.hash = '#/paint?from=beginning'")
+    browser.until(lambda: "/sample" in browser.run("return asked"))
+    browser.run("location.hash = '#/models'")
+    browser.find(".card")
+    let_go(browser)
+    assert not any("stream" in path for path in browser.run("return asked"))
+
+
 # For everybody
 
 

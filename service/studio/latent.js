@@ -258,7 +258,7 @@ async function openPaths(root, { state, signal, models }, build) {
     root.append(nothingOffers("interpolate"));
     return;
   }
-  const needsImages = [...new URLSearchParams(location.hash.split("?")[1])].some(([key]) => key.endsWith("-image"));
+  const needsImages = ["a", "b", "c"].some((key) => state.get(`${key}-image`) !== null);
   const first = needsImages ? offering(models, "encode")[0] : offered[0];
   const name = state.get("model") ?? first?.name ?? offered[0].name;
   const manifest = await manifestOf(name, signal);

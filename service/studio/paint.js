@@ -49,7 +49,7 @@ export async function show(root, { state, signal, models }) {
   }
 
   const isBegun = () => state.get("from") === "beginning" || state.get("image") !== null;
-  const rowsKept = () => Math.min(manifest.event.shape[0], Math.max(0, state.number("rows", Math.round(manifest.event.shape[0] / 2))));
+  const rowsKept = () => Math.min(manifest.event.shape[0], Math.max(0, Math.round(state.number("rows", manifest.event.shape[0] / 2))));
   const count = () => Math.min(MOST, Math.max(1, Math.round(state.number("count", 8))));
 
   async function open(model) {

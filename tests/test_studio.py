@@ -126,7 +126,7 @@ def test_the_same_address_shows_the_same_pictures(browser: Browser, server: Live
     assert shown_images(browser, ".grid img") == first and len({*first}) == 9
     browser.click("button", "New seed")
     browser.until(lambda: shown_images(browser, ".grid img") != first)
-    assert "seed=7&" not in browser.run("return location.hash")
+    browser.until(lambda: "seed=7&" not in browser.run("return location.hash"))
 
 
 def test_the_fields_are_what_the_model_offers(browser: Browser, server: LiveServer) -> None:
@@ -139,7 +139,7 @@ def test_the_fields_are_what_the_model_offers(browser: Browser, server: LiveServ
     )
     browser.find(".status", "16 images of mnist-vae@1")
     assert "Class" not in {one.text for one in browser.all("label")}
-    assert "model=mnist-vae&" in browser.run("return location.hash")
+    browser.until(lambda: "model=mnist-vae&" in browser.run("return location.hash"))
 
 
 def test_what_is_copied_from_sample_returns_the_pictures(
@@ -167,6 +167,22 @@ def test_pictures_can_be_downloaded(browser: Browser, server: LiveServer, kind: 
     (page,) = shown_images(browser, ".grid img")
     file = Image.open(path) if kind == "PNG" else np.load(path)[0, ..., 0]
     assert np.array_equal(np.asarray(file), pixels(page))
+
+
+def test_the_address_keeps_up_with_a_slider_that_is_dragged(
+    browser: Browser, server: LiveServer
+) -> None:
+    browser.open(f"{server.url}/#/sample?model=mnist-vae&count=1")
+    browser.until(lambda: len(browser.all(".grid img")) == 1)
+    browser.run(
+        "const slider = document.querySelector('input[type=range]');"
+        "for (let count = 1; count <= 1000; count += 1) {"
+        "  slider.value = 1 + count % 60;"
+        "  slider.dispatchEvent(new Event('input'));"
+        "}"
+    )
+    browser.until(lambda: "count=41&" in browser.run("return location.hash"))
+    browser.until(lambda: len(browser.all(".grid img")) == 41)
 
 
 # Paint
@@ -476,23 +492,27 @@ def test_files_that_are_no_images_are_refused_in_words_and_the_others_scored(
     browser: Browser, server: LiveServer, tmp_path: Path
 ) -> None:
     (png,) = sample(server, {"model": "mnist-dcgan", "seed": 4})
-    sound, large = tmp_path / "sound.png", tmp_path / "large.png"
+    sound, large, red = (tmp_path / f"{name}.png" for name in ("sound", "large", "red"))
+    Image.new("RGB", (28, 28), "red").save(red)
     sound.write_bytes(base64.b64decode(png))
     Image.open(sound).convert("RGB").resize((280, 140)).save(large)
     damaged = damaged_files(tmp_path, sound.read_bytes())
     browser.open(f"{server.url}/#/score?model=mnist-pixelcnn&image={'A' * 20}")
     assert "INVALID_IMAGE" in browser.find("[role=alert]").text, "an address that was damaged"
     browser.click("button", "Clear")
-    chosen = "\n".join(map(str, [*damaged.values(), sound, large]))
+    chosen = "\n".join(map(str, [*damaged.values(), red, sound, large]))
     browser.find(".drop").find_element("css selector", "input").send_keys(chosen)
-    browser.until(lambda: len(browser.all(".scored li")) == 2)
+    browser.until(lambda: len(browser.all(".scored li")) == 3)
     browser.until_still()
     said = " ".join(alert.text for alert in browser.all("[role=alert]"))
     assert len(browser.all("[role=alert]")) == 4
     for words, path in damaged.items():
         assert f"“{path.name}” {words}" in said
     assert "large.png: Fitted from 280 by 140 to 28 by 28 pixels" in browser.find(".stack").text
-    assert np.array_equal(pixels(shown_images(browser, ".scored img")[0]), pixels(png))
+    assert "red.png: Its colours were made grey" in browser.find(".stack").text
+    assert "sound.png" not in browser.find(".stack").text
+    first, second, _ = map(pixels, shown_images(browser, ".scored img"))
+    assert (first == 76).all() and np.array_equal(second, pixels(png))
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -564,6 +584,26 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images.png")), pixels(page))
 
 
+def test_a_burst_asks_for_a_key_that_was_revoked_once(
+    browser: Browser, guarded: tuple[LiveServer, str]
+) -> None:
+    server, key = guarded
+    browser.open(f"{server.url}/#/live?requests=1e9&each=-3")
+    browser.find("#key").send_keys("ключ\n")
+    assert browser.run("return document.querySelector('#key').validity.patternMismatch")
+    browser.find("#key").clear()
+    browser.find("#key").send_keys(f" {key} \n")
+    browser.find(".metric")
+    assert [one.text for one in browser.all(".slider output")] == ["2000", "1"]
+    browser.run("sessionStorage.setItem('genserve.key', 'revoked')")
+    browser.click("dialog button", "Cancel")  # the charts ask
+    browser.find("[role=alert]", "UNAUTHENTICATED")
+    browser.click("button.primary", "Start a burst")
+    browser.click("dialog button", "Cancel")
+    browser.find(".status", "0 of 2000 requests were answered")
+    assert not browser.all("dialog[open]")
+
+
 def test_a_model_that_is_unloaded_while_the_page_is_open(
     browser: Browser, guarded: tuple[LiveServer, str]
 ) -> None:
@@ -584,6 +624,98 @@ def test_a_model_that_is_unloaded_while_the_page_is_open(
     browser.click("[role=alert] button", "Try again")
     browser.until(lambda: len(browser.all(".grid img")) == 16)
     assert not browser.all("[role=alert]")
+
+
+# What comes late
+
+HOLD = """
+    const [path] = arguments, fetched = fetch.bind(window);
+    window.asked = [];
+    const goes = new Promise((resolve) => (window.go = resolve));
+    let held = false;
+    window.fetch = async (...request) => {
+        asked.push(request[0]);
+        if (request[0] === path && !held) {
+            held = true;
+            await goes;
+        }
+        return fetched(...request);
+    };
+"""
+"""Keeps the next request to a path from being sent until `go()`, and lists what is asked."""
+
+
+def let_go(browser: Browser) -> None:
+    """Send what is held, and let the page do whatever it does then."""
+    browser.run("go(); return fetch('/healthz').then((answer) => answer.status)")
+    browser.until_still()
+
+
+def choose(browser: Browser, model: str) -> None:
+    browser.run(
+        "const list = document.querySelector('select'); list.value = arguments[0];"
+        "list.dispatchEvent(new Event('change'))",
+        model,
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "slow", "quick"),
+    [
+        ("sample", "mnist-dcgan", "mnist-vae"),
+        ("paint", "fashion-mnist-pixelcnn", "mnist-pixelcnn"),
+        ("score", "mnist-realnvp", "mnist-vae"),
+    ],
+)
+def test_the_model_that_was_chosen_last_is_shown(
+    browser: Browser, server: LiveServer, view: str, slow: str, quick: str
+) -> None:
+    browser.open(f"{server.url}/#/{view}?model={quick}")
+    browser.find("h1")
+    browser.until_still()
+    browser.run(HOLD, f"/models/{slow}")
+    choose(browser, slow)
+    choose(browser, quick)
+    browser.until(lambda: f"/models/{quick}" in browser.run("return asked"))
+    browser.until_still()
+    let_go(browser)
+    browser.until(lambda: f"model={quick}&" in browser.run("return `${location.hash}&`"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "selector"), [("interpolation", ".film img"), ("arithmetic", ".frame img")]
+)
+def test_the_path_that_was_asked_for_last_is_shown(
+    browser: Browser, server: LiveServer, mode: str, selector: str
+) -> None:
+    browser.open(f"{server.url}/#/latent?mode={mode}&model=mnist-vae&a=3&b=9")
+    browser.until(lambda: browser.all(selector))
+    browser.until_still()
+    browser.run(HOLD, "/interpolate")
+    for count in (1, 2):
+        browser.click("button[aria-label^='New seed for']")
+        browser.until(
+            lambda count=count: browser.run("return asked").count("/interpolate") >= count
+        )
+    browser.until_still()
+    last = shown_images(browser, selector)
+    address = browser.run("return location.href")
+    let_go(browser)
+    assert shown_images(browser, selector) == last
+    browser.open(address)
+    browser.until(lambda: shown_images(browser, selector) == last)
+
+
+def test_a_view_that_was_left_asks_for_nothing_more(browser: Browser, server: LiveServer) -> None:
+    browser.open(f"{server.url}/#/live")
+    browser.find("h1")
+    browser.run(HOLD, "/sample")
+    browser.run("location.hash = '#/paint?from=beginning'")
+    browser.until(lambda: "/sample" in browser.run("return asked"))
+    browser.run("location.hash = '#/models'")
+    browser.find(".card")
+    let_go(browser)
+    assert not any("stream" in path for path in browser.run("return asked"))
 
 
 # For everybody

@@ -120,6 +120,23 @@ async function readProblem(response) {
   }
 }
 
+/** Requests of which only the newest counts: it ends the one before, and all end with the view's signal. */
+export function newest(signal) {
+  let running = new AbortController();
+  const stop = () => running.abort();
+  signal.addEventListener("abort", stop);
+  return {
+    stop,
+    begin() {
+      stop();
+      running = new AbortController();
+      if (signal.aborted) stop(); // what was put off until after the view was left
+      return running.signal;
+    },
+    isLast: (mine) => mine === running.signal,
+  };
+}
+
 /**
  * Yield the events of a stream, {name, data}, up to its result.
  *

@@ -74,7 +74,7 @@ export async function fromPng(png, shape) {
 /**
  * Read a file that somebody chose as an image of a shape.
  *
- * Returns {image, note}; the note says what had to be done to it. Throws a Problem in words for what
+ * Returns {image, note}; the note says what had to be done to it, and is empty where that is nothing. Throws a Problem in words for what
  * is too large, or no image.
  */
 export async function readFile(chosen, shape) {
@@ -111,10 +111,17 @@ async function fitted(blob, [height, width, channels], name) {
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, (width - w) / 2, (height - h) / 2, w, h);
   const { data } = context.getImageData(0, 0, width, height);
-  const note = scale === 1 && bitmap.width === width && bitmap.height === height
-    ? null
-    : `Fitted from ${bitmap.width} by ${bitmap.height} to ${width} by ${height} pixels by this page.`;
-  return { image: { width, height, channels, values: fromRgba(data, channels) }, note };
+  const notes = [];
+  if (bitmap.width !== width || bitmap.height !== height) {
+    notes.push(`Fitted from ${bitmap.width} by ${bitmap.height} to ${width} by ${height} pixels by this page.`);
+  }
+  if (channels === 1 && hasColour(data)) notes.push("Its colours were made grey by this page.");
+  return { image: { width, height, channels, values: fromRgba(data, channels) }, note: notes.join(" ") };
+}
+
+function hasColour(data) {
+  for (let i = 0; i < data.length; i += 4) if (data[i] !== data[i + 1] || data[i] !== data[i + 2]) return true;
+  return false;
 }
 
 function fromRgba(data, channels) {

@@ -1,6 +1,6 @@
 // Latent space: a plane of what a model can draw, paths between images, and sums of them.
 
-import { Problem, post } from "./api.js";
+import { Problem, newest, post } from "./api.js";
 import { anySeed, classField, classesOf, manifestOf, modelField, nothingOffers, offering, workbench } from "./controls.js";
 import { choice, element, field, notice, paused, slider, whole } from "./elements.js";
 import { canvas, draw, fromPng, picture, readFile, resize, toPng } from "./images.js";
@@ -124,7 +124,7 @@ async function manifold(root, { state, signal, models }) {
     }
   });
 
-  const remember = paused(() => state.set({ model: manifest.name, z1: round(at[0]), z2: round(at[1]) }), 300);
+  const remember = paused(() => signal.aborted || state.set({ model: manifest.name, z1: round(at[0]), z2: round(at[1]) }), 300);
 
   function move() {
     sliders.forEach((row, axis) => row.put(at[axis]));
@@ -258,7 +258,7 @@ async function openPaths(root, { state, signal, models }, build) {
     root.append(nothingOffers("interpolate"));
     return;
   }
-  const needsImages = [...new URLSearchParams(location.hash.split("?")[1])].some(([key]) => key.endsWith("-image"));
+  const needsImages = ["a", "b", "c"].some((key) => state.get(`${key}-image`) !== null);
   const first = needsImages ? offering(models, "encode")[0] : offered[0];
   const name = state.get("model") ?? first?.name ?? offered[0].name;
   const manifest = await manifestOf(name, signal);
@@ -284,7 +284,8 @@ async function interpolation(root, context) {
     const strip = element("div", { class: "film" });
     const wrong = element("div", {});
     const copy = copyPanel();
-    const play = element("button", { type: "button", "aria-pressed": "false", onclick: toggle }, "Play");
+    const play = element("button", { type: "button", onclick: toggle }, "Play");
+    const requests = newest(signal);
     let [frames, timer, forwards] = [[], 0, true];
     const later = paused(ask);
     const options = { manifest, state, onchange: later };
@@ -305,6 +306,7 @@ async function interpolation(root, context) {
 
     async function ask() {
       rest();
+      const mine = requests.begin();
       const body = {
         model: manifest.name, start: start.point(), end: end.point(), steps: FRAMES, mode: state.get("path", "slerp"),
         ...classesOf(manifest.condition, state, 1),
@@ -312,7 +314,7 @@ async function interpolation(root, context) {
       status.textContent = "Walking from A to B";
       strip.setAttribute("aria-busy", "true");
       try {
-        const { images } = await post("/interpolate", body, signal);
+        const { images } = await post("/interpolate", body, mine);
         frames = images;
         strip.replaceChildren(...images.map((png, index) => element("button", { type: "button", class: "tile", onclick: () => look(index) },
           picture(png, shape, 2, `Step ${index + 1} of ${FRAMES}`))));
@@ -321,11 +323,11 @@ async function interpolation(root, context) {
         wrong.replaceChildren();
         status.textContent = `${FRAMES} steps of ${manifest.name}`;
       } catch (error) {
-        if (signal.aborted) return;
+        if (mine.aborted) return;
         status.textContent = "";
         wrong.replaceChildren(notice(error, ask));
       } finally {
-        strip.removeAttribute("aria-busy");
+        if (requests.isLast(mine)) strip.removeAttribute("aria-busy");
       }
     }
 
@@ -370,6 +372,7 @@ async function arithmetic(root, context) {
     const status = element("p", { class: "status", role: "status" });
     const wrong = element("div", {});
     const copy = copyPanel();
+    const requests = newest(signal);
     const options = { manifest, state, onchange: paused(ask) };
     const points = [["a", "a", 3], ["b", "b", 5], ["c", "c", 11]].map(([key, words, seed]) => pointField(key, words, seed, options));
     const frames = Array.from({ length: 4 }, () => element("div", { class: "frame" }));
@@ -384,24 +387,25 @@ async function arithmetic(root, context) {
     });
 
     async function ask() {
+      const mine = requests.begin();
       const [a, b, c] = points.map((one) => one.point());
       const body = sum([a, c], [b]);
       status.textContent = "Adding";
       frames[3].setAttribute("aria-busy", "true");
       try {
-        const answers = await Promise.all([...[a, b, c].map((point) => (point.image ? { images: [point.image] } : post("/interpolate", sum([point]), signal))),
-          post("/interpolate", body, signal)]);
+        const answers = await Promise.all([...[a, b, c].map((point) => (point.image ? { images: [point.image] } : post("/interpolate", sum([point]), mine))),
+          post("/interpolate", body, mine)]);
         const names = ["a", "b", "c", "a minus b plus c"];
         answers.forEach(({ images: [png] }, index) => frames[index].replaceChildren(picture(png, shape, 6, names[index])));
         copy.offer("/interpolate", body);
         wrong.replaceChildren();
         status.textContent = `a − b + c by ${manifest.name}`;
       } catch (error) {
-        if (signal.aborted) return;
+        if (mine.aborted) return;
         status.textContent = "";
         wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: String(error) }, ask));
       } finally {
-        frames[3].removeAttribute("aria-busy");
+        if (requests.isLast(mine)) frames[3].removeAttribute("aria-busy");
       }
     }
 

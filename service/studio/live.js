@@ -12,6 +12,7 @@ export const purpose = "What the service does right now: who waits, how requests
 const STEPS = 60;
 const [PAUSE, GONE] = [500, 3000]; // milliseconds between two looks, and where nobody answers
 const WINDOW = 20; // looks that latency is of
+const [MOST_REQUESTS, MOST_EACH] = [2000, 32];
 // Browsers keep six connections to a service; one is for the metrics.
 const AT_ONCE = 5;
 
@@ -25,12 +26,12 @@ export async function show(root, { state, signal, models }) {
   const button = element("button", { type: "submit", class: "primary", onclick: toggle }, "Start a burst");
   const gauge = element("progress", { max: 1, value: 0, "aria-label": "Requests answered" });
   const model = () => state.get("model") ?? offered[0].name;
-  const count = () => state.number("requests", 500);
-  const imagesEach = () => state.number("each", 4);
+  const count = () => within(MOST_REQUESTS, state.number("requests", 500));
+  const imagesEach = () => within(MOST_EACH, state.number("each", 4));
   workbench(root, offered.length ? [
     modelField(offered, model(), (chosen) => state.set({ model: chosen })),
-    slider("Requests", { minimum: 10, maximum: 2000, value: count(), whole: true }, (value) => state.set({ requests: value })),
-    slider("Images in each", { minimum: 1, maximum: 32, value: imagesEach(), whole: true }, (value) => state.set({ each: value })),
+    slider("Requests", { minimum: 1, maximum: MOST_REQUESTS, value: count(), whole: true }, (value) => state.set({ requests: value })),
+    slider("Images in each", { minimum: 1, maximum: MOST_EACH, value: imagesEach(), whole: true }, (value) => state.set({ each: value })),
     button,
     element("p", { class: "hint" }, `A browser keeps few connections to a service, so ${AT_ONCE} requests are in flight at a time. Other clients are counted too.`),
   ] : [nothingOffers("sample")], [status, gauge, wrong, figures, copy]);
@@ -87,7 +88,7 @@ export async function show(root, { state, signal, models }) {
         } catch (error) {
           if (burst.signal.aborted) return;
           refused.push(error);
-          if (error.status === 0) throw error; // nobody is there to be asked again
+          if ([0, 401].includes(error.status)) throw error; // the next one would end like it
         }
         gauge.value = (done.length + refused.length) / total;
       }
@@ -112,6 +113,8 @@ export async function show(root, { state, signal, models }) {
 
   watch();
 }
+
+const within = (most, number) => Math.min(most, Math.max(1, Math.round(number)));
 
 /** Read the text format of Prometheus: [{name, labels, value}]. */
 export function parse(metrics) {

@@ -1,6 +1,6 @@
 // Paint: images of an autoregressive model while they grow, row by row, from nothing or from a beginning.
 
-import { Problem, post, stream, wait } from "./api.js";
+import { Problem, newest, post, stream, wait } from "./api.js";
 import {
   anySeed, chosenModel, classField, classesOf, controlFields, controlsOf, manifestOf, modelField, nothingOffers, offering, workbench,
 } from "./controls.js";
@@ -25,8 +25,7 @@ export async function show(root, { state, signal, models }) {
   }
   let manifest = null;
   let pad = null;
-  let running = new AbortController();
-  signal.addEventListener("abort", () => running.abort());
+  const requests = newest(signal);
   const isSlow = () => state.get("pace", matchMedia("(prefers-reduced-motion: reduce)").matches ? "live" : "slow") === "slow";
   const easel = element("div", { class: "grid easel" });
   const status = element("p", { class: "status", role: "status" });
@@ -35,7 +34,7 @@ export async function show(root, { state, signal, models }) {
   const wrong = element("div", {});
   const copy = copyPanel();
   const fields = element("div", { class: "fields" });
-  const stop = element("button", { type: "button", onclick: () => running.abort(), hidden: true }, "Stop");
+  const stop = element("button", { type: "button", onclick: requests.stop, hidden: true }, "Stop");
   const again = element("button", { type: "button", class: "primary", onclick: paint }, "Paint");
   workbench(root, [modelField(offered, name, choose), fields], [
     element("div", { class: "stage-head" }, status, element("div", { class: "actions" },
@@ -50,15 +49,15 @@ export async function show(root, { state, signal, models }) {
   }
 
   const isBegun = () => state.get("from") === "beginning" || state.get("image") !== null;
-  const rowsKept = () => Math.min(manifest.event.shape[0], Math.max(0, state.number("rows", Math.round(manifest.event.shape[0] / 2))));
+  const rowsKept = () => Math.min(manifest.event.shape[0], Math.max(0, Math.round(state.number("rows", manifest.event.shape[0] / 2))));
   const count = () => Math.min(MOST, Math.max(1, Math.round(state.number("count", 8))));
 
   async function open(model) {
-    running.abort();
+    const mine = requests.begin();
     try {
-      manifest = await manifestOf(model, signal);
+      manifest = await manifestOf(model, mine);
     } catch (error) {
-      fail(error, () => open(model));
+      if (!mine.aborted) fail(error, () => open(model));
       return;
     }
     state.set({ model, seed: state.number("seed", 1) });
@@ -137,9 +136,7 @@ export async function show(root, { state, signal, models }) {
   }
 
   async function paint() {
-    running.abort();
-    running = new AbortController();
-    const mine = running.signal;
+    const mine = requests.begin();
     const [path, body] = await request();
     if (mine.aborted) return;
     const canvases = prepare(body);
@@ -170,11 +167,7 @@ export async function show(root, { state, signal, models }) {
       if (mine.aborted) status.textContent = "Stopped";
       else fail(error, paint);
     } finally {
-      if (mine === running.signal) {
-        stop.hidden = true;
-        easel.removeAttribute("aria-busy");
-        for (const easelCell of easel.children) easelCell.classList.remove("growing");
-      }
+      if (requests.isLast(mine)) rest();
     }
 
     /** Draw rows once slow motion has come to them. */
@@ -188,6 +181,12 @@ export async function show(root, { state, signal, models }) {
       if (attempt === 1) cuts += 1;
       status.textContent = `The connection was cut. Going on from the last row that arrived, attempt ${attempt}`;
     }
+  }
+
+  function rest() {
+    stop.hidden = true;
+    easel.removeAttribute("aria-busy");
+    for (const cell of easel.children) cell.classList.remove("growing");
   }
 
   function prepare({ count: images, prefix_rows: known = 0 }) {
@@ -237,6 +236,7 @@ export async function show(root, { state, signal, models }) {
 
   function fail(error, retry) {
     if (signal.aborted) return;
+    rest();
     status.textContent = "";
     wrong.replaceChildren(notice(error instanceof Problem ? error : { detail: "The page could not read the stream.", title: "This failed" }, retry));
   }

@@ -1,6 +1,6 @@
 // Sample: a grid of images that follows from the model, a seed and what its controls are set to.
 
-import { file, post } from "./api.js";
+import { file, newest, post } from "./api.js";
 import {
   anySeed, chosenModel, classField, classesOf, controlFields, controlsOf, manifestOf, modelField, nothingOffers, offering, workbench,
 } from "./controls.js";
@@ -34,8 +34,7 @@ export async function show(root, { state, signal, models }) {
   ]);
   let manifest = null;
   let asked = null;
-  let running = new AbortController();
-  signal.addEventListener("abort", () => running.abort());
+  const requests = newest(signal);
 
   async function choose(model) {
     state.set({ model, class: null, temperature: null, truncation: null, top_k: null, top_p: null, greedy: null });
@@ -43,11 +42,11 @@ export async function show(root, { state, signal, models }) {
   }
 
   async function open(model) {
-    running.abort();
+    const mine = requests.begin();
     try {
-      manifest = await manifestOf(model, signal);
+      manifest = await manifestOf(model, mine);
     } catch (error) {
-      fail(error, () => open(model));
+      if (!mine.aborted) fail(error, () => open(model));
       return;
     }
     state.set({ model, seed: state.number("seed", 1) });
@@ -86,9 +85,7 @@ export async function show(root, { state, signal, models }) {
   });
 
   async function draw() {
-    running.abort();
-    running = new AbortController();
-    const mine = running.signal;
+    const mine = requests.begin();
     const body = request();
     status.textContent = `Drawing ${body.count} images`;
     grid.setAttribute("aria-busy", "true");

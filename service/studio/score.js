@@ -1,6 +1,6 @@
 // Score: how likely images are, how rare among normal ones, and which of their pixels were not expected.
 
-import { get, post } from "./api.js";
+import { get, newest, post } from "./api.js";
 import { histogram } from "./charts.js";
 import { chosenModel, manifestOf, modelField, nothingOffers, offering, workbench } from "./controls.js";
 import { element, field, notice, paused, percent, precise, select, slider } from "./elements.js";
@@ -51,8 +51,7 @@ export async function show(root, { state, signal, models }) {
 
   const calibrations = new Map(); // by model and id
   let manifest = null;
-  let running = new AbortController();
-  signal.addEventListener("abort", () => running.abort());
+  const requests = newest(signal);
 
   const images = () => (state.get("image") ?? "").split(".").filter(Boolean);
   const rate = () => Math.min(0.5, Math.max(0.001, state.number("rate", 0.01)));
@@ -61,11 +60,11 @@ export async function show(root, { state, signal, models }) {
   const hasMap = () => manifest.graphs.log_likelihood?.outputs.some(({ role }) => role === "log_likelihood_map");
 
   async function open(model) {
-    running.abort();
+    const mine = requests.begin();
     try {
-      manifest = await manifestOf(model, signal);
+      manifest = await manifestOf(model, mine);
     } catch (error) {
-      fail(error, () => open(model));
+      if (!mine.aborted) fail(error, () => open(model));
       return;
     }
     state.set({ model });
@@ -109,7 +108,7 @@ export async function show(root, { state, signal, models }) {
     state.set({ image: pngs.join(".") });
     if (pngs.length) await score();
     else {
-      running.abort();
+      requests.stop();
       list.replaceChildren();
       chart.replaceChildren();
       refused.replaceChildren();
@@ -151,9 +150,7 @@ export async function show(root, { state, signal, models }) {
   }
 
   async function score() {
-    running.abort();
-    running = new AbortController();
-    const mine = running.signal;
+    const mine = requests.begin();
     if (!images().length) return;
     status.textContent = `Scoring ${images().length} images`;
     list.setAttribute("aria-busy", "true");

@@ -1,7 +1,7 @@
 // The frame: which view is shown, by the part of the address behind "#", the key, and the service's state.
 
 import { connect, get, hasKey, setKey, unreachable } from "./api.js";
-import { element, notice } from "./elements.js";
+import { element, notice, paused } from "./elements.js";
 
 const VIEWS = { models: "Models", sample: "Sample", paint: "Paint", latent: "Latent", score: "Score", live: "Live" };
 const LOOK_AGAIN = 10_000; // milliseconds between two looks at the service's state
@@ -12,16 +12,18 @@ let leaving = new AbortController();
 /** The state of a view: what stands behind "?" in the address, so that it can be shared. */
 function readState(name, query, signal) {
   const values = new URLSearchParams(query);
+  const write = paused(() => {
+    if (!signal.aborted) history.replaceState(null, "", `#/${name}?${values}`); // or it is another view's
+  }, 50); // browsers pass over the changes of an address, or refuse them, where there are very many
   return {
     get: (key, otherwise = null) => values.get(key) ?? otherwise,
     number: (key, otherwise) => (values.has(key) && Number.isFinite(Number(values.get(key))) ? Number(values.get(key)) : otherwise),
     set(changes) {
-      if (signal.aborted) return; // the address is of another view now
       for (const [key, value] of Object.entries(changes)) {
         if (value === null || value === undefined || value === "") values.delete(key);
         else values.set(key, value);
       }
-      history.replaceState(null, "", `#/${name}?${values}`);
+      write();
     },
   };
 }

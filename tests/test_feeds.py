@@ -237,11 +237,11 @@ async def test_a_deadline_is_of_its_message(
 
 
 class TestSmallQueue:
-    """A queue that takes one message of 10 images, of 4 draws each, and not a second one."""
+    """A queue that takes what waits of two messages of 10 images, of 4 draws each, and no third."""
 
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
-        return settings.model_copy(update={"maximum_queued_rows": 64})
+        return settings.model_copy(update={"maximum_queued_rows": 80})
 
     async def test_no_message_is_refused_for_those_before_it(
         self, stub: GenerationServiceStub, gated: GatedSession, metrics: Metrics

@@ -208,7 +208,9 @@ def test_a_drawn_beginning_is_completed_in_several_ways(
     browser.until(lambda: "image=" in browser.run("return location.hash"))
     before = painted(browser)
     browser.click("button.primary")
-    browser.until(lambda: all(painted(browser)) and painted(browser) != before)
+    browser.until(
+        lambda: all(new and new != old for new, old in zip(painted(browser), before, strict=True))
+    )
     one, other = (pixels(str(png)) for png in painted(browser))
     assert np.array_equal(one[:10], other[:10]) and one[:10].max() == 255
     assert not np.array_equal(one[10:], other[10:])

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,6 @@ def settings(bucket: str, tmp_path: Path) -> Settings:
             "api_key_hashes": str(tmp_path / "keys"),
         }
     )
-
-
-@pytest.fixture
-async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
-    built = build_engine(settings, metrics)
-    await built.load_default_models()
-    yield built
-    await built.drain()
 
 
 async def sample(engine: Engine) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import weakref
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,14 +49,6 @@ def settings(repository: Path, tmp_path: Path) -> Settings:
 @pytest.fixture
 def gan(settings: Settings) -> Path:
     return settings.model_repository / GAN
-
-
-@pytest.fixture
-async def engine(settings: Settings, metrics: Metrics) -> AsyncIterator[Engine]:
-    built = build_engine(settings, metrics)
-    await built.load_default_models()
-    yield built
-    await built.drain()
 
 
 async def sample(engine: Engine, model: str = GAN) -> Answer:

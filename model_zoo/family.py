@@ -33,11 +33,13 @@ class Objective:
     """One loss and the parameters that descend it; a GAN has two of them, stepped in turn.
 
     `loss` maps a batch and a generator (the only source of randomness) to a scalar. Each objective
-    calls for an optimiser of the same name in the recipe.
+    calls for an optimiser of the same name in the recipe, and is stepped at every `interval`-th
+    step of training: a critic may be ahead of its generator.
     """
 
     parameters: Iterable[nn.Parameter]
     loss: Callable[[Batch, torch.Generator], Tensor]
+    interval: int = 1
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class Trainable(nn.Module, ABC):
     @abstractmethod
     def objectives(self) -> dict[str, Objective]:
         """Return the losses by name, in the order in which one training step takes them."""
+
+    def conclude(self, data: Batch, generator: torch.Generator) -> None:
+        """Fit to the whole training split what no gradient fits, after the last epoch.
+
+        That is a mixture of latents, say, or all of a model that has a closed form. Most have none.
+        """
 
     @abstractmethod
     def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -69,12 +70,19 @@ class Run:
         }
         self.epoch = 0
         self.best: float | None = None
+        self._earlier_seconds = 0.0
+        self._started = time.process_time()
         self._resume()
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the fit split; what is left over waits for another shuffle."""
         return len(self.splits["fit"]) // self.recipe.batch_size
+
+    @property
+    def processor_seconds(self) -> float:
+        """What the run has cost so far, on all cores together, measurements between epochs too."""
+        return self._earlier_seconds + time.process_time() - self._started
 
     def train(self) -> None:
         """Run the epochs that are left."""
@@ -91,6 +99,7 @@ class Run:
             losses = {
                 name: self._descend(name, objective, batch, self._global_step(step))
                 for name, objective in self.objectives.items()
+                if self._global_step(step) % objective.interval == 0
             }
             self._update_average(self._global_step(step))
             progress.set_postfix({name: f"{loss:.4g}" for name, loss in losses.items()})
@@ -155,6 +164,14 @@ class Run:
         )
         self._log(figures)  # last, so that an epoch done twice is logged once
 
+    def conclude(self) -> Trainable:
+        """Return the model of the epoch kept, with what no gradient fits."""
+        if self.recipe.epochs:
+            load_model(self.average, self.folder / "kept.safetensors")
+        generator = torch.Generator(self.device).manual_seed(self.recipe.seed)
+        self.average.eval().conclude(self.splits["fit"].batch(), generator)
+        return self.average
+
     def measure(self, model: Trainable, split: str) -> list[Figure]:
         """Evaluate a model on a split with fixed draws."""
         generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
@@ -190,6 +207,7 @@ class Run:
             "average": self.average.state_dict(),
             "optimisers": {name: opt.state_dict() for name, opt in self.optimisers.items()},
             "generator": self.generator.get_state(),
+            "processor_seconds": self.processor_seconds,
         }
 
     def _resume(self) -> None:
@@ -208,6 +226,7 @@ class Run:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"])
+        self._earlier_seconds = state["processor_seconds"]
 
 
 def train(
@@ -225,12 +244,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(recipe, splits, folder)
     run.train()
-    model = run.average
-    load_model(model, folder / "kept.safetensors")
+    model = run.conclude()
+    seconds = run.processor_seconds
     halves = round_to_half(model)
     weights.mkdir(parents=True, exist_ok=True)
     write_atomically(weights / f"{recipe.name}.safetensors", lambda path: save_model(halves, path))
-    record = make_record(recipe, model, run.measure(model, "test"), splits)
+    record = make_record(recipe, model, run.measure(model, "test"), splits, seconds)
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(weights / f"{recipe.name}.json", lambda path: path.write_text(text))
 
@@ -250,7 +269,11 @@ def round_to_half(model: Trainable) -> Trainable:
 
 
 def make_record(
-    recipe: Recipe, model: Trainable, figures: list[Figure], splits: Mapping[str, Examples]
+    recipe: Recipe,
+    model: Trainable,
+    figures: list[Figure],
+    splits: Mapping[str, Examples],
+    processor_seconds: float,
 ) -> dict[str, Any]:
     """Return what there is to know about trained weights: figures, splits and provenance."""
     return {
@@ -265,6 +288,7 @@ def make_record(
             "epochs": recipe.epochs,
             "torch": torch.__version__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "processor_seconds": round(processor_seconds, 1),
         },
     }
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, load_model
+from torch import Tensor, nn
 
 from model_zoo import data, recipe, sheets
 from model_zoo import train as training
 from model_zoo.autoencoders.vae import VAE_PUBLISHED
 from model_zoo.data import Examples
-from model_zoo.family import Family, Figure
+from model_zoo.family import Batch, Family, Figure, Objective, Trainable
 from model_zoo.recipe import OptimiserRecipe, Recipe, RecipeError, build
 from model_zoo.train import (
     EVALUATION_SEED,
@@ -178,6 +179,46 @@ def test_average_follows_the_weights(tmp_path: Path):
     assert torch.allclose(dict(tiny.average.named_parameters())[name], expected, atol=1e-5)
 
 
+class Tortoise(Trainable):
+    """One weight descends at every step, the other at every third; a third is fitted at last."""
+
+    def __init__(self):
+        super().__init__()
+        self.often, self.seldom = (nn.Parameter(torch.zeros(())) for _ in range(2))
+        self.register_buffer("brightness", torch.zeros(()))
+        self.steps = {"often": 0, "seldom": 0}
+
+    def objectives(self) -> dict[str, Objective]:
+        def loss(name: str) -> Tensor:
+            self.steps[name] += 1
+            return getattr(self, name)
+
+        return {
+            "often": Objective([self.often], lambda *_: loss("often")),
+            "seldom": Objective([self.seldom], lambda *_: loss("seldom"), interval=3),
+        }
+
+    def conclude(self, data: Batch, generator: torch.Generator) -> None:
+        self.brightness.copy_(data.images.mean())
+
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        return [Figure("brightness", self.brightness.item(), "level", "of the training images")]
+
+
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_some_objectives_wait_and_what_has_a_closed_form_is_fitted_at_last(
+    tmp_path: Path, epochs: int, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+    monkeypatch.setattr(training, "build", lambda _: made.append(Tortoise()) or made[-1])
+    optimisers = {"often": ADAM, "seldom": ADAM}
+    train(replace(TINY, epochs=epochs, optimisers=optimisers), SPLITS, tmp_path, tmp_path)
+    steps = epochs * (len(SPLITS["fit"]) // TINY.batch_size)
+    assert made[0].steps == {"often": steps, "seldom": math.ceil(steps / 3)}
+    fitted = load_file(tmp_path / "tiny.safetensors")["brightness"].item()
+    assert fitted == pytest.approx(SPLITS["fit"].images.float().mean().item(), rel=1e-3)
+
+
 @given(step=st.integers(0, 999))
 def test_learning_rate_rises_then_falls_to_its_last_value(step: int):
     settings = replace(ADAM, warmup_steps=100)
@@ -195,6 +236,7 @@ def test_record_says_what_the_weights_are(tmp_path: Path):
     assert record["splits"]["select"]["count"] == 8
     assert record["provenance"]["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert record["provenance"]["torch"] == torch.__version__
+    assert record["provenance"]["processor_seconds"] > 0
 
 
 @pytest.mark.parametrize(("dataset", "published"), [("mnist", VAE_PUBLISHED["value"]), ("x", None)])
@@ -203,7 +245,7 @@ def test_a_published_figure_stands_beside_those_of_its_own_data_only(
 ):
     recipe, model = replace(TINY, dataset=dataset), build(TINY)
     figures = [Figure("elbo", -90.0, "nats", "one draw", published=VAE_PUBLISHED)]
-    (figure,) = make_record(recipe, model, figures, SPLITS)["figures"]
+    (figure,) = make_record(recipe, model, figures, SPLITS, 0.0)["figures"]
     assert (figure["published"] and figure["published"]["value"]) == published
 
 

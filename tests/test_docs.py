@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.anomaly.page import ABOVE
-from benchmarks.anomaly.scoring import likelihood_models
+from benchmarks.anomaly.scoring import compared_models
 from docs import zoo
 from service.core import calibration, manifest
 
@@ -61,7 +61,7 @@ def test_the_table_of_operations_in_the_readme_is_written_from_the_manifests() -
 def test_the_page_on_anomalies_is_about_the_artifacts_that_are_served() -> None:
     page = (ROOT / "docs" / "anomaly.md").read_text()
     scored = set(re.findall(r"^\| `([\w-]+)` \| `(sha256:\w+)` \|", page, re.M))
-    manifests = map(manifest.read_manifest, likelihood_models(ROOT / "artifacts"))
+    manifests = map(manifest.read_manifest, compared_models(ROOT / "artifacts"))
     served = {(each.name, each.artifact_digest) for each in manifests}
     others = {name for name, _ in scored - served}
     assert served <= scored and all("-without-" in name for name in others), "run make anomaly"

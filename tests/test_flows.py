@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from model_zoo.data import data_directory, load
 from model_zoo.family import Batch
 from model_zoo.flows import real_nvp
-from model_zoo.flows.real_nvp import Coupling, LogitOfLevels, MultiScaleFlow, RealNVP, Squeeze
+from model_zoo.flows.flow_layers import LogitOfLevels, MultiScaleFlow, Squeeze
+from model_zoo.flows.real_nvp import Coupling, RealNVP
 from model_zoo.recipe import load_trained
 
 TINY = {"image_shape": (1, 8, 8), "widths": (4, 4), "couplings": (6, 4)}

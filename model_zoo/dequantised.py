@@ -14,15 +14,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model_zoo.cards import likelihood_bound
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Family, Figure
+from model_zoo.family import Batch, Family, Figure, Graph, Port
 from model_zoo.layers import standard_error, uniform_noise
 
 LEVELS = 256
 BIN_CENTRE = 0.5
 CHUNK = 250  # images measured at a time
+LIKELIHOOD = likelihood_bound("dequantisation", "importance_weighted_dequantisation", draws=4)
+"""What the operation means for each of these."""
 
 
 class DequantisedDensity(Family):
@@ -55,3 +58,22 @@ class DequantisedDensity(Family):
         protocol = "upper bound on -log2 P(x) / dimensions, one uniform dequantisation an image"
         value, error = bits.mean().item(), standard_error(bits)
         return [Figure("bits_per_dim", value, "bits/dim", protocol, error, self.published)]
+
+    def log_likelihood_graph(self) -> Graph:
+        """Return the graph of the log density; switches the model to eval mode."""
+        data = Port("data", "data", self.image_shape)
+        noise = Port("noise", "noise", self.image_shape, "float32", "uniform", "dequantisation")
+        log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        return Graph("log_likelihood", LogDensity(self).eval(), (data, noise), (log_likelihood,))
+
+
+class LogDensity(nn.Module):
+    """Graph: levels and dequantisation noise to one log density."""
+
+    def __init__(self, model: DequantisedDensity):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
+        """Map [N, C, H, W] in 0..255 and as many uniforms in (0, 1) to nats, [N]."""
+        return self.model.log_density(data + noise)

@@ -32,6 +32,14 @@ WEIGHTS = PACKAGE / "weights"
 ARTIFACTS = PACKAGE.parent / "artifacts"
 VERSION = "1"
 """Of every bundled artifact."""
+UNTRAINED: Mapping[str, Any] = {
+    "batch_size": 1,
+    "precision": "float32",
+    "average_decay": 0.0,
+    "keep": "last",
+    "optimisers": {},
+}
+"""What a recipe of no epochs need not say: its model is fitted at once, and takes no steps."""
 KEEP = ("highest", "lowest", "last")
 PRECISIONS = ("float32", "bfloat16")
 BACKGROUND = "-background"
@@ -95,6 +103,8 @@ def read_recipe(name: str) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"no recipe {name!r}: there are {', '.join(recipe_names())}")
     table = tomllib.loads(path.read_text()) | {"name": path.stem}
+    if table.get("epochs") == 0:
+        table = {**UNTRAINED, **table}
     _check_keys(table, Recipe, path)
     for optimiser in table["optimisers"].values():
         _check_keys(optimiser, OptimiserRecipe, path)

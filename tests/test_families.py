@@ -35,6 +35,10 @@ TINY: Mapping[str, dict[str, Any]] = {
         "width": 4,
         "residual_blocks": 1,
     },
+    "baselines.gaussian_mixture.GaussianMixture": {"components": 3},
+    "baselines.k_means.KMeans": {"centres": 4},
+    "baselines.kernel_density.KernelDensity": {"kernels": 8},
+    "baselines.probabilistic_pca.ProbabilisticPCA": {"components": 3},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
 }
@@ -52,7 +56,7 @@ def artifact_name(name: str) -> str:
 
 
 def take_a_step(family: Family) -> dict[str, float]:
-    """Descend every objective once on random digits, as the training loop does."""
+    """Descend every objective once on random digits and conclude, as the training loop does."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, 1, SIDE, SIDE), generator=generator).float()
     batch = Batch(images, torch.arange(16) % 3)
@@ -65,6 +69,7 @@ def take_a_step(family: Family) -> dict[str, float]:
         optimiser.step()
         family.zero_grad()
         losses[objective_name] = loss.item()
+    family.eval().conclude(batch, generator)
     return losses
 
 
@@ -93,15 +98,15 @@ def settings(repository: Path) -> Settings:
 
 
 def test_every_family_is_here() -> None:
-    defined = set()
-    for path in (ROOT / "model_zoo").glob("*/*.py"):
-        module = importlib.import_module(f"model_zoo.{path.parent.name}.{path.stem}")
-        defined |= {
-            f"{path.parent.name}.{path.stem}.{name}"
-            for name, kind in inspect.getmembers(module, inspect.isclass)
-            if issubclass(kind, Family) and not inspect.isabstract(kind)
-            if kind.__module__ == module.__name__  # defined there, not imported
-        }
+    paths = (ROOT / "model_zoo").glob("*/[!_]*.py")
+    modules = [f"{path.parent.name}.{path.stem}" for path in paths]
+    defined = {
+        f"{module}.{name}"
+        for module in modules
+        for name, value in vars(importlib.import_module(f"model_zoo.{module}")).items()
+        if isinstance(value, type) and issubclass(value, Family)
+        if value.__module__ == f"model_zoo.{module}" and not inspect.isabstract(value)
+    }
     assert defined == set(TINY)
 
 

@@ -62,6 +62,13 @@ TINY_FLOW = replace(
     optimisers={"flow": ADAM},
     model={"image_shape": [1, 8, 8], "widths": [4, 4], "couplings": [2, 2]},
 )
+TINY_MIXTURE = replace(
+    TINY,
+    family="baselines.gaussian_mixture",
+    epochs=0,
+    optimisers={},
+    model={"image_shape": [1, 8, 8], "components": 3},
+)
 FAMILIES = [
     pytest.param(TINY, id="vae"),
     pytest.param(TINY_GAN, id="dcgan"),
@@ -103,7 +110,7 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     monkeypatch.setattr(Run, "_descend", descend)
 
 
-@pytest.mark.parametrize("tiny", FAMILIES)
+@pytest.mark.parametrize("tiny", [*FAMILIES, pytest.param(TINY_MIXTURE, id="mixture")])
 def test_same_recipe_gives_the_same_weights(tmp_path: Path, tiny: Recipe):
     first = run(tmp_path / "first", tiny)
     assert equal(first, run(tmp_path / "second", tiny))
@@ -217,6 +224,11 @@ def test_some_objectives_wait_and_what_has_a_closed_form_is_fitted_at_last(
     assert made[0].steps == {"often": steps, "seldom": math.ceil(steps / 3)}
     fitted = load_file(tmp_path / "tiny.safetensors")["brightness"].item()
     assert fitted == pytest.approx(SPLITS["fit"].images.float().mean().item(), rel=1e-3)
+
+
+def test_a_recipe_of_no_epochs_need_not_say_how_to_train():
+    fitted = recipe.read_recipe("mnist-ppca")
+    assert fitted.epochs == 0 and fitted.optimisers == {} and fitted.keep == "last"
 
 
 @given(step=st.integers(0, 999))

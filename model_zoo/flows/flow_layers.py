@@ -21,10 +21,9 @@ from model_zoo.cards import (
     LATENT_CONTROLS,
     image_event,
     image_preprocess,
-    likelihood_bound,
     normal_latent,
 )
-from model_zoo.dequantised import BIN_CENTRE, LEVELS, DequantisedDensity
+from model_zoo.dequantised import BIN_CENTRE, LEVELS, LIKELIHOOD, DequantisedDensity
 from model_zoo.family import Batch, Card, Graph, Objective, Port
 from model_zoo.layers import standard_normal_log_density
 
@@ -152,7 +151,6 @@ class FlowOfLevels(DequantisedDensity):
 
     def card(self) -> Card:
         """Describe the model to those who serve it."""
-        bound = likelihood_bound("dequantisation", "importance_weighted_dequantisation", draws=4)
         return Card(
             family="normalising flow",
             event=image_event(self.image_shape),
@@ -165,7 +163,7 @@ class FlowOfLevels(DequantisedDensity):
                 "decode": {},
                 "reconstruct": {},
                 "interpolate": {},
-                "likelihood": bound,
+                "likelihood": LIKELIHOOD,
             },
         )
 
@@ -181,7 +179,7 @@ class FlowOfLevels(DequantisedDensity):
             Graph("decode", Decode(self).eval(), (latent,), (data,)),
             Graph(
                 "log_likelihood",
-                LogDensity(self).eval(),
+                LogDensityAndNorm(self).eval(),
                 (data, noise),
                 (log_likelihood, latent_norm),
             ),
@@ -213,7 +211,7 @@ class Decode(nn.Module):
         return self.model.decode(latent) - BIN_CENTRE
 
 
-class LogDensity(nn.Module):
+class LogDensityAndNorm(nn.Module):
     """Graph: levels and dequantisation noise to one log density and the length of the latent."""
 
     def __init__(self, model: FlowOfLevels):

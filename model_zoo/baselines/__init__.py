@@ -1,0 +1,1 @@
+"""Models from before deep learning, the yardsticks of all others: one method a file."""

@@ -6,6 +6,9 @@ folders of `class/name.png` (or jpg); the same folders as `train.zip` and `test.
 
 `<data set>-without-<label>` is a data set less one class: its splits are those of the whole, less
 the images of that label. To a model trained on it they are anomalies like none that it has seen.
+
+`<data set>-<height>x<width>` is a data set in small: mnist-8x8 holds the means of the squares of
+3x3 pixels about the middle, which leaves out a rim of two.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from model_zoo.family import Batch
 
@@ -37,6 +41,7 @@ SPLITS = ("fit", "select", "score_fit", "calibrate", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 DOWNLOAD_TIMEOUT_SECONDS = 60
 WITHOUT_A_CLASS = re.compile(r"(.+)-without-(\d+)")
+IN_SMALL = re.compile(r"(.+)-(\d+)x(\d+)")
 PERMUTATION_KEY = 20_131_220  # any constant will do; this one must never change
 IDX_UNSIGNED_BYTE = 0x08
 
@@ -155,8 +160,12 @@ def load_splits(dataset: str) -> dict[str, Examples]:
     """Load a data set and return its splits by name; `test` is the official test set.
 
     Raises DataError where a file is missing, damaged or cannot be downloaded, or where there is no
-    such class to leave out.
+    such class to leave out, or no such size.
     """
+    if in_small := IN_SMALL.fullmatch(dataset):
+        whole, height, width = in_small.groups()
+        splits = load_splits(whole)
+        return {name: _shrink(splits[name], int(height), int(width)) for name in splits}
     if less_one_class := WITHOUT_A_CLASS.fullmatch(dataset):
         whole, label = less_one_class.groups()
         return _leave_out(int(label), load_splits(whole))
@@ -174,6 +183,18 @@ def _leave_out(label: int, splits: Mapping[str, Examples]) -> dict[str, Examples
         labels = sorted(set(splits["fit"].labels.tolist()))
         raise DataError(f"there is no class {label} to leave out: there are {labels}")
     return {name: splits[name].at(mask.nonzero().flatten()) for name, mask in kept.items()}
+
+
+def _shrink(examples: Examples, height: int, width: int) -> Examples:
+    """Average squares of the largest whole size about the middle, to the nearest level."""
+    *_, whole_height, whole_width = examples.images.shape
+    side = min(whole_height // max(height, 1), whole_width // max(width, 1))
+    if not (height and width and side):
+        raise DataError(f"images of {whole_height}x{whole_width} have no {height}x{width} in small")
+    top, left = (whole_height - side * height) // 2, (whole_width - side * width) // 2
+    middle = examples.images[..., top : top + side * height, left : left + side * width]
+    images = avg_pool2d(middle.float(), side).round().to(torch.uint8)
+    return Examples(images, examples.labels, examples.indices)
 
 
 def describe_splits(splits: Mapping[str, Examples]) -> dict[str, dict[str, int | str]]:

@@ -264,6 +264,25 @@ def test_a_class_that_is_not_there_can_not_be_left_out(home: Path):
         data.load_splits("tiny-without-7")
 
 
+def test_a_data_set_in_small_holds_the_means_of_squares_about_the_middle(home: Path):
+    whole, small = data.load_splits("tiny"), data.load_splits("tiny-1x2")
+    *_, height, width = whole["fit"].images.shape
+    side = min(height, width // 2)
+    top, left = (height - side) // 2, (width - 2 * side) // 2
+    for name, examples in small.items():
+        assert examples.images.shape[2:] == (1, 2)
+        assert torch.equal(examples.indices, whole[name].indices)
+        second = whole[name].images[:, 0, top : top + side, left + side : left + 2 * side]
+        mean = second.float().mean(dim=(1, 2))
+        assert torch.all((examples.images[:, 0, 0, 1] - mean).abs() <= 0.5)
+
+
+@pytest.mark.parametrize("size", ["0x1", "1x99"])
+def test_images_can_not_be_made_smaller_than_a_pixel_or_larger(home: Path, size: str):
+    with pytest.raises(DataError, match=f"have no {size} in small"):
+        data.load_splits(f"tiny-{size}")
+
+
 def test_batches_are_float_levels():
     images = torch.tensor([[[[0, 255]]], [[[7, 8]]]], dtype=torch.uint8)
     examples = Examples(images, torch.arange(2), torch.arange(2))

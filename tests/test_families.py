@@ -39,6 +39,8 @@ TINY: Mapping[str, dict[str, Any]] = {
     "baselines.k_means.KMeans": {"centres": 4},
     "baselines.kernel_density.KernelDensity": {"kernels": 8},
     "baselines.probabilistic_pca.ProbabilisticPCA": {"components": 3},
+    "flows.ffjord.FFJORD": {"width": 8, "steps": 2},
+    "flows.glow.Glow": {"widths": (4, 4), "steps": (2, 2)},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
 }

@@ -1,6 +1,7 @@
 """Flows: exact inverse, exact log-determinant, and a density that is one."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,11 +12,18 @@ from torch import Tensor, nn
 from model_zoo.data import data_directory, load
 from model_zoo.family import Batch
 from model_zoo.flows import real_nvp
-from model_zoo.flows.flow_layers import LogitOfLevels, MultiScaleFlow, Squeeze
+from model_zoo.flows.ffjord import FFJORD, ContinuousFlow
+from model_zoo.flows.flow_layers import FlowOfLevels, LogitOfLevels, MultiScaleFlow, Squeeze
+from model_zoo.flows.glow import ActNorm, AffineCoupling, Glow, InvertibleConvolution
 from model_zoo.flows.real_nvp import Coupling, RealNVP
 from model_zoo.recipe import load_trained
 
 TINY = {"image_shape": (1, 8, 8), "widths": (4, 4), "couplings": (6, 4)}
+FLOWS: dict[str, Callable[[], FlowOfLevels]] = {
+    "ffjord": lambda: FFJORD((1, 8, 8), width=16, steps=20),
+    "glow": lambda: Glow((1, 8, 8), widths=(4, 4), steps=(2, 2)),
+    "real_nvp": lambda: RealNVP(**TINY),
+}
 BITS = math.log(2)
 
 
@@ -28,9 +36,9 @@ def shake(model: nn.Module, seed: int = 0, size: float = 0.3) -> nn.Module:
     return model
 
 
-def tiny_flow(seed: int = 0) -> RealNVP:
+def tiny_flow(name: str, seed: int = 0) -> FlowOfLevels:
     torch.manual_seed(seed)
-    return shake(RealNVP(**TINY), seed, size=0.1).double()
+    return shake(FLOWS[name](), seed, size=0.1).double()
 
 
 def planar_flow(seed: int) -> MultiScaleFlow:
@@ -119,6 +127,118 @@ def test_fresh_couplings_are_the_identity():
     assert torch.allclose(flow.inverse(flow(x)[0]), x)
 
 
+# Glow
+
+
+def test_actnorm_normalises_the_first_batch_and_no_other():
+    torch.manual_seed(0)
+    model = Glow((1, 8, 8), widths=(4, 4), steps=(2, 2))
+    (objective,) = model.objectives().values()
+    normalised = []
+    for module in model.modules():
+        if isinstance(module, ActNorm):
+            module.register_forward_hook(lambda _, __, output: normalised.append(output[0]))
+    for seed in range(2):
+        batch = Batch(random_levels(64, (1, 8, 8), seed), torch.zeros(64, dtype=torch.int64))
+        before = [norm.log_scale.clone() for norm in model.modules() if isinstance(norm, ActNorm)]
+        objective.loss(batch, torch.Generator().manual_seed(seed))
+        after = [norm.log_scale for norm in model.modules() if isinstance(norm, ActNorm)]
+        moved = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+        assert all(moved) if seed == 0 else not any(moved)
+    for output in normalised[:4]:
+        channels = output.transpose(0, 1).flatten(1)
+        assert channels.mean(dim=1).abs().max() < 1e-4
+        assert (channels.std(dim=1) - 1).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8])
+def test_convolution_starts_as_a_rotation_and_stays_invertible(channels: int):
+    torch.manual_seed(0)
+    convolution = InvertibleConvolution(channels).double()
+    x = torch.randn(1, channels, 3, 5, dtype=torch.float64)
+    y, log_determinant = convolution(x)
+    assert y.norm().item() == pytest.approx(x.norm().item(), rel=1e-5)
+    assert log_determinant.item() == pytest.approx(0, abs=1e-4)
+    shake(convolution)
+    y, log_determinant = convolution(x)
+    expected = autograd_log_determinant(lambda x: convolution(x)[0], x)
+    assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-8)
+    assert torch.allclose(convolution.inverse(y), x, atol=1e-8)
+
+
+def test_folded_convolutions_are_the_same_function():
+    model = tiny_flow("glow")
+    assert isinstance(model, Glow)
+    folded, levels = model.folded(), random_levels(3, (1, 8, 8)).double() + 0.5
+    for found, expected in zip(folded.encode(levels), model.encode(levels), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+    latent = torch.randn(3, 64, dtype=torch.float64)
+    assert torch.allclose(folded.decode(latent), model.decode(latent), atol=1e-6)
+    assert not any(isinstance(module, InvertibleConvolution) for module in folded.modules())
+
+
+def test_affine_coupling_keeps_the_first_half_and_inverts():
+    torch.manual_seed(0)
+    coupling = shake(AffineCoupling(4, width=3))
+    x = torch.randn(2, 4, 3, 3)
+    y, log_determinant = coupling(x)
+    assert torch.equal(y[:, :2], x[:, :2]) and (y != x)[:, 2:].all()
+    assert torch.allclose(coupling.inverse(y), x, atol=1e-5)
+    first = torch.autograd.functional.jacobian(lambda x: coupling(x)[0][0], x)[:, :, :, 0]
+    expected = torch.linalg.slogdet(first.reshape(36, 36)).logabsdet
+    assert log_determinant[0].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+# FFJORD
+
+
+def continuous_flow(size: int = 2, steps: int = 16, seed: int = 0) -> ContinuousFlow:
+    torch.manual_seed(seed)
+    flow = shake(ContinuousFlow(size, width=16, steps=steps), seed, size=0.4)
+    assert isinstance(flow, ContinuousFlow)
+    return flow
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_continuous_density_on_the_plane_integrates_to_one(seed: int):
+    flow = continuous_flow(seed=seed)
+    axis = torch.linspace(-15, 15, 301)
+    grid = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        density = flow.log_density(grid).exp()
+    assert density.sum().item() * 0.1**2 == pytest.approx(1, abs=0.01)
+    normal = torch.distributions.Normal(0, 1).log_prob(grid).sum(1).exp()
+    assert (density - normal).abs().max() > 0.02, "the flow bends nothing, so this proves nothing"
+
+
+@pytest.mark.parametrize("time", [0.0, 0.3, 1.0])
+def test_trace_is_that_of_the_jacobian(time: float):
+    dynamics = continuous_flow(size=5).double().dynamics
+    z, couplings = torch.randn(1, 5, dtype=torch.float64), dynamics.couplings()
+    _, trace = dynamics(z, time, couplings)
+    jacobian = torch.autograd.functional.jacobian(lambda z: dynamics(z, time, couplings)[0], z)
+    assert trace.item() == pytest.approx(jacobian.reshape(5, 5).trace().item(), abs=1e-9)
+
+
+def test_half_the_step_leaves_a_sixteenth_of_the_error():
+    flow = continuous_flow().double()
+    x = torch.randn(200, 2, dtype=torch.float64)
+    with torch.no_grad():
+        exact = flow.log_density(x, steps=256)
+        errors = [(flow.log_density(x, steps) - exact).abs().mean().item() for steps in (8, 16, 32)]
+    assert errors[0] / errors[1] == pytest.approx(16, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(16, rel=0.3)
+
+
+def test_step_halving_error_is_measured_and_the_likelihood_called_an_estimate():
+    model = FFJORD((1, 8, 8), width=16, steps=4)
+    data = Batch(random_levels(6, (1, 8, 8)), torch.zeros(6, dtype=torch.int64))
+    at_rest = model.evaluate(data, torch.Generator().manual_seed(0))[1]
+    assert (at_rest.name, at_rest.value) == ("step_halving_error", 0)
+    assert shake(model).evaluate(data, torch.Generator().manual_seed(0))[1].value > 1e-4
+    assert model.card().operations["likelihood"]["kind"] == "estimate"
+
+
 # Levels and images
 
 
@@ -135,12 +255,21 @@ def test_logit_of_levels_has_the_density_of_its_mass(margin: float):
     assert density.mean().item() * 256 == pytest.approx((high - low).item(), rel=1e-5)
 
 
-def test_log_determinant_is_that_of_autograd():
-    model = tiny_flow()
+@pytest.mark.parametrize("name", FLOWS)
+def test_log_determinant_is_that_of_autograd(name: str):
+    model = tiny_flow(name)
     levels = random_levels(1, (1, 8, 8)).double() + 0.5
     _, log_determinant = model.encode(levels)
     expected = autograd_log_determinant(lambda x: model.encode(x)[0], levels)
-    assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-8)
+    assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_levels_come_back_from_their_latents(name: str):
+    model, levels = tiny_flow(name).float(), random_levels(4, (1, 8, 8))
+    graphs = {graph.name: graph.module for graph in model.graphs()}
+    with torch.no_grad():
+        assert torch.equal(graphs["decode"](graphs["encode"](levels)).round(), levels)
 
 
 def test_scales_with_colour_invert_and_have_the_log_determinant_of_autograd():
@@ -154,8 +283,9 @@ def test_scales_with_colour_invert_and_have_the_log_determinant_of_autograd():
     assert log_determinant.item() == pytest.approx(expected.item(), abs=1e-8)
 
 
-def test_log_density_is_prior_plus_log_determinant_whatever_the_batch():
-    model = tiny_flow()
+@pytest.mark.parametrize("name", FLOWS)
+def test_log_density_is_prior_plus_log_determinant_whatever_the_batch(name: str):
+    model = tiny_flow(name)
     levels = random_levels(5, (1, 8, 8)).double() + 0.5
     together = model.log_density(levels)
     alone = torch.cat([model.log_density(row[None]) for row in levels])
@@ -165,18 +295,20 @@ def test_log_density_is_prior_plus_log_determinant_whatever_the_batch():
     assert torch.allclose(together, prior + log_determinant, atol=1e-9)
 
 
-def test_bits_per_dimension_are_minus_log_density_in_bits():
-    model = tiny_flow().float()
+@pytest.mark.parametrize("name", FLOWS)
+def test_bits_per_dimension_are_minus_log_density_in_bits(name: str):
+    model = tiny_flow(name).float()
     data = Batch(random_levels(6, (1, 8, 8)), torch.zeros(6, dtype=torch.int64))
-    (figure,) = model.evaluate(data, torch.Generator().manual_seed(0))
+    (figure, *_) = model.evaluate(data, torch.Generator().manual_seed(0))
     graph = {graph.name: graph for graph in model.graphs()}["log_likelihood"]
     noise = torch.rand(data.images.shape, generator=torch.Generator().manual_seed(0))
     nats, _ = graph.module(data.images, noise)
     assert figure.value == pytest.approx(-nats.mean().item() / (64 * BITS), rel=1e-5)
 
 
-def test_the_length_of_the_latent_is_all_that_the_prior_knows_of_it():
-    model = tiny_flow().float()
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_length_of_the_latent_is_all_that_the_prior_knows_of_it(name: str):
+    model = tiny_flow(name).float()
     graph = {graph.name: graph for graph in model.graphs()}["log_likelihood"]
     levels, noise = random_levels(5, (1, 8, 8)), torch.full((5, 1, 8, 8), 0.25)
     log_density, norm = graph.module(levels, noise)
@@ -186,9 +318,10 @@ def test_the_length_of_the_latent_is_all_that_the_prior_knows_of_it():
     assert torch.allclose(log_density, log_prior + log_determinant, rtol=1e-4)
 
 
-def test_a_few_steps_of_training_lower_the_bits():
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_few_steps_of_training_lower_the_bits(name: str):
     torch.manual_seed(0)
-    model = RealNVP(**TINY)
+    model = FLOWS[name]()
     generator = torch.Generator().manual_seed(0)
     stripes = torch.zeros(64, 1, 8, 8)
     stripes[:, :, ::2] = 200.0

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from model_zoo.data import data_directory, load_splits
 from model_zoo.recipe import WEIGHTS, load_trained, recipe_names
 from service.core.engine import Engine
+from service.core.manifest import read_manifest
 from service.core.requests import (
     ConditionRequest,
     LikelihoodRequest,
@@ -26,6 +27,7 @@ from service.settings import Settings
 
 ARTIFACTS = Path(__file__).parent.parent / "artifacts"
 MODELS = sorted(path.name for path in ARTIFACTS.iterdir() if path.is_dir())
+SAMPLERS = [name for name in MODELS if "sample" in read_manifest(ARTIFACTS / name / "1").operations]
 
 
 @pytest.fixture
@@ -66,7 +68,8 @@ def test_the_weights_of_a_bundled_model_lie_once(model: str) -> None:
         held |= {f"background/{name}" for name in background}
     besides = sizes.keys() - held
     assert held <= sizes.keys()
-    assert sum(sizes[name] for name in besides) < 0.01 * sum(sizes.values()), besides
+    allowed = max(0.01 * sum(sizes.values()), 16384)  # what is folded of a small model is not less
+    assert sum(sizes[name] for name in besides) < allowed, besides
     assert not (WEIGHTS / f"{model}.safetensors").exists(), f"run make export MODEL={model}"
 
 
@@ -77,7 +80,7 @@ def test_the_figures_are_what_they_should_be_at_least() -> None:
     assert figures("mnist-dcgan")["within_class_distance"]["value"] >= 0.8
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", SAMPLERS)
 async def test_one_seed_is_one_image_alone_and_in_a_mixed_batch(engine: Engine, model: str) -> None:
     """Bit for bit, before rounding: convolutions and products must not depend on the batch."""
     wanted = SampleRequest(count=2, seed=42, scale="unit")

@@ -2,7 +2,7 @@
 
 Emanuel Parzen, "On estimation of a probability density function and mode", 1962. The kernel is a
 product of normals as wide as a multiple of each pixel's own deviation (David Scott, "Multivariate
-Density Estimation", 1992, section 6.3.2); the multiple is the one under which other training images
+Density Estimation", 1992); the multiple is the one under which other training images
 are the likeliest, as Breuleux, Bengio and Vincent 2011 choose it, whose estimates by samples of
 a model it was once common to quote (Theis et al. 2015, arXiv:1511.01844, say why not to).
 """
@@ -26,7 +26,7 @@ class KernelDensity(MixtureOfNormals):
 
     name = "kernel density"
 
-    def __init__(self, image_shape: tuple[int, int, int] = (1, 28, 28), kernels: int = 256):
+    def __init__(self, image_shape: tuple[int, int, int] = (1, 28, 28), kernels: int = 128):
         """Build for images [channels, height, width] with a kernel on `kernels` of them."""
         super().__init__(image_shape)
         self.centres = fitted(kernels, self.event_size, dtype=torch.uint8)

@@ -61,8 +61,10 @@ class MixtureOfNormals(DequantisedDensity):
         log_weights, means, log_deviations = self.components()
         ends = log_weights.softmax(dim=0).cumsum(dim=0)[:-1]  # of each component's share of [0, 1]
         chosen = (uniform >= ends).sum(dim=1)  # [N]
-        deviations = log_deviations.exp().expand_as(means)
-        x = means[chosen] + deviations[chosen] * latent
+        deviations = log_deviations.exp()
+        if len(deviations) > 1:  # else one for all, which is not repeated for each
+            deviations = deviations[chosen]
+        x = means[chosen] + deviations * latent
         return x.unflatten(1, self.image_shape)
 
     def objectives(self) -> dict[str, Objective]:

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from model_zoo.baselines.mixtures import fitted, seed_of
 from model_zoo.baselines.squared_error import squared_error
@@ -47,7 +48,7 @@ class ProbabilisticPCA(DequantisedDensity):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Return the mean of p(x|z), [N, C, H, W], in dequantised levels."""
-        return (latent @ self.weight.T + self.mean).unflatten(1, self.image_shape)
+        return linear(latent, self.weight, self.mean).unflatten(1, self.image_shape)
 
     def log_density(self, levels: Tensor) -> Tensor:
         """Return log p in nats, [N] (equations 4 and 5), with respect to Lebesgue measure."""

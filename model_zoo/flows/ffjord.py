@@ -2,13 +2,13 @@
 
 Will Grathwohl, Ricky Chen, Jesse Bettencourt, Ilya Sutskever and David Duvenaud, "FFJORD: Free-form
 Continuous Dynamics for Scalable Reversible Generative Models", 2018, arXiv:1810.01367. A latent
-z(0) moves by dz/dt = f(z, t) to an event z(1) (section 2.1), and the log density changes at the
-rate -Tr(df/dz) (equation 2), which is integrated along (equation 3).
+z(0) moves by dz/dt = f(z, t) to an event z(1), and the log density changes at the rate -Tr(df/dz)
+(equation 2), which is integrated along (equation 3).
 
 Differences: f is a network of two hidden layers, whose trace has a closed form, so that it is exact
-and takes no noise (the paper estimates it by equation 7, for dimensions where none has); a fixed
-number of Runge-Kutta steps stands for an adaptive solver, so that a row costs the same whatever
-else is in its batch. What they leave out is measured by doing with half of them.
+and takes no noise (the paper draws an estimate of it, whatever f is); a fixed number of Runge-Kutta
+steps stands for an adaptive solver, so that a row is the same whatever else is in its batch. What
+they leave out is measured by doing with half of them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,28 @@ from model_zoo.layers import ResidualBlock
 LOG_DEVIATION_LIMIT = 7.0  # exp(7) is far beyond any posterior; keeps the exponential finite
 
 
+def downsampling(channels: int, width: int, residual_blocks: int) -> list[nn.Module]:
+    """Return layers from [N, channels, H, W] to `width` channels at a quarter of the resolution."""
+    return [
+        nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),  # 28 -> 14
+        nn.SiLU(),
+        nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # 14 -> 7
+        *(ResidualBlock(width) for _ in range(residual_blocks)),
+        nn.SiLU(),
+    ]
+
+
+def upsampling(channels: int, width: int, residual_blocks: int) -> list[nn.Module]:
+    """Return layers from `width` channels to [N, channels, H, W] at four times the resolution."""
+    return [
+        *(ResidualBlock(width) for _ in range(residual_blocks)),
+        nn.SiLU(),
+        nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # 7 -> 14
+        nn.SiLU(),
+        nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),  # 14 -> 28
+    ]
+
+
 def convolutional_encoder(
     image_shape: tuple[int, int, int], width: int, residual_blocks: int, outputs: int
 ) -> nn.Sequential:
@@ -22,11 +44,7 @@ def convolutional_encoder(
     """
     channels, height, width_pixels = image_shape
     return nn.Sequential(
-        nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),  # 28 -> 14
-        nn.SiLU(),
-        nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # 14 -> 7
-        *(ResidualBlock(width) for _ in range(residual_blocks)),
-        nn.SiLU(),
+        *downsampling(channels, width, residual_blocks),
         nn.Flatten(),  # [N, width, 7, 7] -> [N, width * 49]
         nn.Linear(width * (height // 4) * (width_pixels // 4), outputs),
     )
@@ -41,11 +59,7 @@ def convolutional_decoder(
     return nn.Sequential(
         nn.Linear(inputs, math.prod(inner)),
         nn.Unflatten(1, inner),  # [N, width * 49] -> [N, width, 7, 7]
-        *(ResidualBlock(width) for _ in range(residual_blocks)),
-        nn.SiLU(),
-        nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # 7 -> 14
-        nn.SiLU(),
-        nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),  # 14 -> 28
+        *upsampling(channels, width, residual_blocks),
     )
 
 

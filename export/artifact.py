@@ -119,8 +119,9 @@ def _refuse_bad_ports(card: Card, graphs: Sequence[Graph]) -> None:
             raise ExportError(f"graph '{graph.name}': a batch needs an input and an output")
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ExportError(f"graph '{graph.name}': two ports share a name: {sorted(repeated)}")
-    if card.latent is not None and "decode" not in {graph.name for graph in graphs}:
-        raise ExportError("the card has a latent, but no graph is called 'decode'")
+    decoded = "latent" if card.latent is not None else "codes" if card.codes is not None else None
+    if decoded and "decode" not in {graph.name for graph in graphs}:
+        raise ExportError(f"the card has a {decoded}, but no graph is called 'decode'")
 
 
 @contextmanager
@@ -137,9 +138,12 @@ def _one_thread() -> Iterator[None]:
 def _describe_model(name: str, card: Card, models: Mapping[str, ir.Model]) -> dict[str, Any]:
     """Return what the card says, and the latent space: latents of others are never decoded."""
     content = asdict(card)
-    if card.latent is not None:
-        space = f"{name}/{hash_weights(models['decode'])[:12]}"
-        content["latent"] = {"space": space, **card.latent}
+    for part in ("latent", "codes"):
+        if content[part] is not None:
+            space = f"{name}/{hash_weights(models['decode'])[:12]}"
+            content[part] = {"space": space, **content[part]}
+    if card.codes is None:
+        del content["codes"]  # as manifests without it always were
     return content
 
 

@@ -125,7 +125,8 @@ def _trace_module(graph: Graph, module: nn.Module, inputs: Arrays) -> ir.Model:
     free = tuple({port.batch_axis: batch} for port in graph.inputs)
     tensors = tuple(torch.from_numpy(values) for values in inputs.values())
     try:
-        with warnings.catch_warnings():
+        # Without gradients: torch can't trace a loop whose weights ask for them.
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # they speak of torch's own internals
             program = torch.onnx.export(
                 _Positional(module).eval(),

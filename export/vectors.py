@@ -1,6 +1,6 @@
 """Test inputs like those that will be served, so that parity is proved where the model is used."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.standard_normal((ROWS, *port.shape))
         case "noise", "uniform":
             return generator.random((ROWS, *port.shape), np.float32)  # rounding never makes it 1
+        case ("codes", _) if card.codes is not None:
+            return _draw_codes(card.codes["maps"], generator)
         case "data", _:
             return _to_graph_values(_draw_levels(card, generator), card)
         case "cache", _:
@@ -56,9 +58,18 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
     raise ExportError(
         f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
-        f"'{port.role}'; it is latent, data, noise (normal or uniform), cache, forced, or a "
-        "condition or control that the card describes"
+        f"'{port.role}'; it is latent, data, noise (normal or uniform), cache, forced, or "
+        "codes, a condition or a control that the card describes"
     )
+
+
+def _draw_codes(maps: Sequence[Mapping[str, Any]], generator: np.random.Generator) -> Array:
+    """Return codes of each map, below its levels, one map after the other: [ROWS, codes]."""
+    parts = [
+        generator.integers(each["levels"], size=(ROWS, int(np.prod(each["shape"]))))
+        for each in maps
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:

@@ -125,3 +125,23 @@ def likelihood_bound(estimator: str, importance_estimator: str, draws: int) -> d
         "importance_estimator": importance_estimator,
         "conditioning": "none",
     }
+
+
+SINGLE_CODE_BOUND: dict[str, Any] = {
+    "quantity": "probability",
+    "kind": "lower_bound",
+    "base_measure": "counting",
+    "estimator": "single_code",
+    "draws": 1,
+    "conditioning": "none",
+}
+"""One term of the sum over all codes: that of the codes which an image is encoded to."""
+
+CODE_CONTROLS: dict[str, dict[str, Any]] = {
+    "temperature": {
+        "meaning": "what the logits of every code are divided by",
+        "minimum": 0.01,
+        "maximum": 10.0,
+        "default": 1.0,
+    },
+}

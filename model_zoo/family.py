@@ -64,9 +64,9 @@ class Port:
     """An input or output of a graph. `shape` leaves out the batch axis, which is the first.
 
     Roles of inputs: data, latent, codes, condition, noise, control, cache, forced. Roles of
-    outputs: data, latent, latent_deviation, levels, log_likelihood and log_likelihood_map (nats),
-    statistic, cache. A noise input also names its `distribution` (uniform or normal) and its
-    `purpose`, which keys the noise scheme. A statistic is one more number that the graph
+    outputs: data, latent, latent_deviation, codes, levels, log_likelihood and log_likelihood_map
+    (nats), statistic, cache. A noise input also names its `distribution` (uniform or normal) and
+    its `purpose`, which keys the noise scheme. A statistic is one more number that the graph
     log_likelihood gives of each row, and its name says which: reconstruction_error or kl_divergence
     (nats), or latent_norm. The output `next_x` of a cache `x` is what to pass as `x` next time; the
     first time it is zero. `batch_axis` is another one where an inner loop over rows gains from it.
@@ -91,7 +91,8 @@ class Port:
 class Graph:
     """A pure function to be served: `module(*inputs)` returns a tensor, or a tuple as `outputs`.
 
-    Its name says which function it is: decode, encode, log_likelihood, row_step. Two more may stand
+    Its name says which function it is: decode, encode, prior (what decode takes, of noise),
+    log_likelihood, row_step. Two more may stand
     beside log_likelihood: background_log_likelihood, that of a model of nearest pixels alone, which
     takes the same condition, and log_mass_given_latent, log p(x|z).
     Pure means that it draws no randomness and keeps no state: noise enters as an input, and row i
@@ -112,7 +113,11 @@ class Card:
     `family` is a word for people. `event` has kind, shape [height, width, channels], levels and
     base measure of the density. `preprocess` maps levels to graph values:
     value = (low + (high - low) * level / (levels - 1) - mean) / deviation.
-    `latent` has shape and prior; `condition` kinds, names and prior; both None where there is none.
+    `latent` has shape and prior, standard_normal or graph, and `prior_meaning` in words of a
+    graph. `codes`, of a model of discrete latents, has `maps`, each of a name, a shape and levels,
+    that follow each other in one vector, and `prior_meaning`. `condition` has kinds, names and
+    prior.
+    Each is None where there is none.
     `controls` maps a request field to meaning, minimum, maximum and default. `operations` maps
     each operation offered to the graphs that it runs and what its answer means.
     """
@@ -122,6 +127,7 @@ class Card:
     preprocess: Mapping[str, Any]
     operations: Mapping[str, Mapping[str, Any]]
     latent: Mapping[str, Any] | None = None
+    codes: Mapping[str, Any] | None = None
     condition: Mapping[str, Any] | None = None
     controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     program: str = "single_pass"

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from model_zoo.family import Card, Family, Port
+from model_zoo.family import Card, Family, Graph, Port
 
 ROWS = 10
 SHEET_SEED = 0
@@ -26,9 +26,11 @@ def write_sample_sheet(model: Family, path: Path) -> None:
         return
     generator = torch.Generator().manual_seed(SHEET_SEED)
     device = next(model.parameters()).device
-    decode = graphs["decode"]
-    inputs = [_fixed_input(port, generator).to(device) for port in decode.inputs]
-    levels = to_levels(decode.module(*inputs), model.card())
+    card = model.card()
+    drawn: dict[str, Tensor] = {}  # what the prior gives, by role
+    if "prior" in graphs:
+        drawn = _run(graphs["prior"], drawn, card, generator, device)
+    levels = to_levels(_run(graphs["decode"], drawn, card, generator, device)["data"], card)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_grid(levels).cpu().numpy()).save(path)
 
@@ -44,10 +46,31 @@ def to_levels(values: Tensor, card: Card) -> Tensor:
     return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _fixed_input(port: Port, generator: torch.Generator) -> Tensor:
+def _run(
+    graph: Graph,
+    drawn: dict[str, Tensor],
+    card: Card,
+    generator: torch.Generator,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Return the outputs of a graph by role; what was not drawn before is drawn now."""
+    inputs = [
+        drawn[port.role] if port.role in drawn else _fixed_input(port, card, generator).to(device)
+        for port in graph.inputs
+    ]
+    outputs = graph.module(*inputs)
+    every = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {port.role: output for port, output in zip(graph.outputs, every, strict=True)}
+
+
+def _fixed_input(port: Port, card: Card, generator: torch.Generator) -> Tensor:
     count = ROWS * ROWS
     if port.role == "condition":
         return one_hot(torch.arange(count) % ROWS % port.shape[0], port.shape[0]).float()
+    if port.role == "control":
+        return torch.full((count, *port.shape), float(card.controls[port.name]["default"]))
+    if port.distribution == "uniform":
+        return torch.rand(count, *port.shape, generator=generator)
     return torch.randn(count, *port.shape, generator=generator)
 
 

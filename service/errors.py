@@ -3,7 +3,7 @@
 GenserveError
   InvalidRequest
     MalformedRequest, UnsupportedMediaType, NotAcceptable, PayloadTooLarge
-    InvalidImage, InvalidLatent, OutOfRange, BinarisationRequired
+    InvalidImage, InvalidLatent, InvalidCodes, OutOfRange, BinarisationRequired
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
     InvalidResumeToken, ResumeMismatch
   Unauthenticated
@@ -87,8 +87,14 @@ class BinarisationRequired(InvalidRequest):
     reason = "BINARISATION_REQUIRED"
 
 
+class InvalidCodes(InvalidRequest):
+    """Codes are not whole numbers, have the wrong size, or are beyond the levels of their map."""
+
+    reason = "INVALID_CODES"
+
+
 class LatentSpaceMismatch(InvalidRequest):
-    """A latent comes from another latent space than the model's."""
+    """Latents or codes come from another latent space than the model's."""
 
     reason = "LATENT_SPACE_MISMATCH"
 

@@ -12,7 +12,7 @@ from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
 
 async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, Any]) -> np.ndarray:
-    """Return images uint8 [N, H, W, C], latents float32 [N, D] or log-likelihoods [N]."""
+    """Return images uint8 [N, H, W, C], latents float32 or codes int64 [N, D], or a number [N]."""
     headers = {"Accept": "application/x-npy"}
     answer = await client.post(f"/{operation}", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -26,8 +26,10 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
     if operation == "likelihood":
         return np.array(answer.log_likelihood)
     if operation == "encode":
-        found = answer.latents
-        return np.array(found.values, np.float32).reshape(found.count, found.size)
+        coded = answer.HasField("codes")
+        found = answer.codes if coded else answer.latents
+        dtype = np.int64 if coded else np.float32
+        return np.array(found.values, dtype).reshape(found.count, found.size)
     images = answer.images
     shape = (images.count, images.height, images.width, images.channels)
     return np.frombuffer(images.levels, np.uint8).reshape(shape)
@@ -50,10 +52,11 @@ def to_proto(body: dict[str, Any]) -> dict[str, Any]:
         fields["images"] = _images(fields["images"])
     if "image" in fields:
         fields["image"] = _images([fields["image"]])
-    if "latents" in fields:
-        array = np.array(fields["latents"])
-        count, size = array.shape
-        fields["latents"] = pb.Latents(count=count, size=size, values=array.ravel().tolist())
+    for name, rows in (("latents", pb.Latents), ("codes", pb.Codes)):
+        if name in fields:
+            array = np.array(fields[name])
+            count, size = array.shape
+            fields[name] = rows(count=count, size=size, values=array.ravel().tolist())
     for name in ("start", "end"):
         if name in fields:
             fields[name] = pb.Endpoint(**fields[name])

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_zoo.autoencoders import vae
+from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
 from model_zoo.autoencoders.vae import VariationalAutoencoder
 from model_zoo.family import Batch
+from model_zoo.layers import binarise
 from model_zoo.recipe import load_trained
 
 TINY = {"image_shape": (1, 8, 8), "latent_size": 2, "width": 8, "residual_blocks": 1}
@@ -92,12 +93,12 @@ def test_bundled_bounds_order_as_they_must(name: str):
 def test_bernoulli_log_mass_stays_exact_for_extreme_logits():
     logits = torch.tensor([200.0, -200.0, 200.0]).reshape(3, 1, 1, 1)
     x = torch.tensor([1.0, 0.0, 0.0]).reshape(3, 1, 1, 1)
-    assert vae.bernoulli_log_mass(x, logits).tolist() == [0.0, 0.0, -200.0]
+    assert bernoulli_log_mass(x, logits).tolist() == [0.0, 0.0, -200.0]
 
 
 def test_binarising_keeps_black_and_white_and_draws_grey():
     levels = torch.tensor([0.0, 255.0, 51.0]).reshape(3, 1, 1, 1).expand(3, 1, 100, 100)
-    black, white, grey = vae.binarise(levels, generator()).flatten(1).mean(dim=1).tolist()
+    black, white, grey = binarise(levels, generator()).flatten(1).mean(dim=1).tolist()
     assert (black, white) == (0.0, 1.0)
     assert grey == pytest.approx(0.2, abs=0.02)
 

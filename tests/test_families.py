@@ -35,6 +35,26 @@ TINY: Mapping[str, dict[str, Any]] = {
         "width": 4,
         "residual_blocks": 1,
     },
+    "autoencoders.ae.Autoencoder": {
+        "latent_size": 2,
+        "width": 4,
+        "residual_blocks": 1,
+        "components": 2,
+    },
+    "autoencoders.cvae.ConditionalVariationalAutoencoder": {
+        "classes": 3,
+        "latent_size": 2,
+        "width": 4,
+        "residual_blocks": 1,
+    },
+    "autoencoders.vq_vae.VectorQuantisedAutoencoder": {
+        "classes": 3,
+        "levels": 5,
+        "code_size": 2,
+        "width": 4,
+        "prior_layers": 2,
+        "prior_channels": 4,
+    },
     "baselines.gaussian_mixture.GaussianMixture": {"components": 3},
     "baselines.k_means.KMeans": {"centres": 4},
     "baselines.kernel_density.KernelDensity": {"kernels": 8},
@@ -145,7 +165,7 @@ async def test_every_operation_that_a_family_declares_is_served_alike_by_both_tr
 ) -> None:
     request = {"model": artifact_name(name), **REQUESTS[operation]}
     if operation == "decode":
-        request["latents"] = latents(build(name))
+        request |= latents_or_codes(build(name))
     rest, grpc = (
         await ask_rest(client, operation, request),
         await ask_grpc(stub, operation, request),
@@ -157,9 +177,16 @@ async def test_every_operation_that_a_family_declares_is_served_alike_by_both_tr
         assert rest.shape == (3, SIDE, SIDE, 1) and rest.dtype == np.uint8
 
 
-def latents(family: Family) -> list[list[float]]:
-    size = family.card().latent["shape"][0]
-    return np.random.default_rng(2).normal(size=(3, size)).round(3).tolist()
+def latents_or_codes(family: Family) -> dict[str, Any]:
+    """Return three rows of what a family decodes, by the name of their field."""
+    card, draws = family.card(), np.random.default_rng(2)
+    if card.codes is not None:
+        parts = [
+            draws.integers(each["levels"], size=(3, np.prod(each["shape"])))
+            for each in card.codes["maps"]
+        ]
+        return {"codes": np.hstack(parts).tolist()}
+    return {"latents": draws.normal(size=(3, card.latent["shape"][0])).round(3).tolist()}
 
 
 def pictures() -> list[Any]:

@@ -16,8 +16,14 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from model_zoo.autoencoders.autoencoder_layers import (
+    bernoulli_log_mass,
+    convolutional_decoder,
+    convolutional_encoder,
+    kl_divergence,
+    split_posterior,
+)
 from model_zoo.cards import (
     BINARISATION,
     LATENT_CONTROLS,
@@ -29,7 +35,6 @@ from model_zoo.cards import (
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
 from model_zoo.layers import (
-    ResidualBlock,
     binarise,
     normal_noise,
     standard_error,
@@ -38,7 +43,6 @@ from model_zoo.layers import (
 
 IMPORTANCE_DRAWS = 64
 CHUNK = 500  # images measured at a time
-LOG_DEVIATION_LIMIT = 7.0  # exp(7) is far beyond any posterior; keeps the exponential finite
 
 
 class VariationalAutoencoder(Family):
@@ -57,31 +61,14 @@ class VariationalAutoencoder(Family):
         """
         super().__init__()
         self.image_shape, self.latent_size = tuple(image_shape), latent_size
-        channels, height, width_pixels = self.image_shape
-        inner = (width, height // 4, width_pixels // 4)
-        self.encoder = nn.Sequential(
-            nn.Conv2d(channels, width // 2, 4, stride=2, padding=1),  # 28 -> 14
-            nn.SiLU(),
-            nn.Conv2d(width // 2, width, 4, stride=2, padding=1),  # 14 -> 7
-            *(ResidualBlock(width) for _ in range(residual_blocks)),
-            nn.SiLU(),
-            nn.Flatten(),  # [N, width, 7, 7] -> [N, width * 49]
-            nn.Linear(math.prod(inner), 2 * latent_size),
+        self.encoder = convolutional_encoder(
+            self.image_shape, width, residual_blocks, 2 * latent_size
         )
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_size, math.prod(inner)),
-            nn.Unflatten(1, inner),  # [N, width * 49] -> [N, width, 7, 7]
-            *(ResidualBlock(width) for _ in range(residual_blocks)),
-            nn.SiLU(),
-            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1),  # 7 -> 14
-            nn.SiLU(),
-            nn.ConvTranspose2d(width // 2, channels, 4, stride=2, padding=1),  # 14 -> 28
-        )
+        self.decoder = convolutional_decoder(self.image_shape, width, residual_blocks, latent_size)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x in [0, 1] to mean and log deviation of q(z|x), each [N, latent]."""
-        mean, log_deviation = self.encoder(2 * x - 1).float().chunk(2, dim=1)
-        return mean, log_deviation.clamp(-LOG_DEVIATION_LIMIT, LOG_DEVIATION_LIMIT)
+        return split_posterior(self.encoder(2 * x - 1))
 
     def decode_logits(self, latent: Tensor) -> Tensor:
         """Map z to the log odds of every pixel being on."""
@@ -254,17 +241,6 @@ class LogMassGivenLatent(nn.Module):
     def forward(self, data: Tensor, latent: Tensor) -> Tensor:
         """Map [N, C, H, W] in {0, 1} and [N, latent] to nats, [N]."""
         return self.model.log_mass_given(data, latent)
-
-
-def bernoulli_log_mass(x: Tensor, logits: Tensor) -> Tensor:
-    """Return log p(x|z) in nats, [N], summed over pixels; exact for logits of any size."""
-    return (x * logits - softplus(logits)).flatten(1).sum(dim=1)
-
-
-def kl_divergence(mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """Return KL(q(z|x) || p(z)) in nats, [N], in closed form (appendix B)."""
-    divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
-    return divergence.sum(dim=1)
 
 
 VAE_PUBLISHED = {

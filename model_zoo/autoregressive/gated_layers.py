@@ -59,13 +59,20 @@ class GatedLayer(nn.Module):
         self.has_shortcut = has_shortcut
 
     def forward(self, v: Tensor, h: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Map both stacks [N, *, H, W] to [N, channels, H, W], given [N, classes]."""
-        shift = self.condition(class_weights)[:, :, None, None]  # [N, 4 * channels, 1, 1]
-        shift_v, shift_h = shift.chunk(2, dim=1)
+        """Map both stacks [N, *, H, W] to [N, channels, H, W], given [N, classes].
+
+        Or given a condition for each position, [N, H, W, classes].
+        """
+        shift_v, shift_h = spread(self.condition(class_weights)).chunk(2, dim=1)
         above = self.vertical(v) + shift_v
         left = self.horizontal(h) + self.across(above) + shift_h
         change = self.residual(gate(left))
         return gate(above), h + change if self.has_shortcut else change
+
+
+def spread(shift: Tensor) -> Tensor:
+    """Return a shift [N, C] for all positions, or a map of them [N, H, W, C], as [N, C, *, *]."""
+    return shift[:, :, None, None] if shift.dim() == 2 else shift.permute(0, 3, 1, 2)
 
 
 def gate(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, log_softmax, pad
 
-from model_zoo.autoregressive.gated_layers import GatedLayer, gate
+from model_zoo.autoregressive.gated_layers import GatedLayer, gate, spread
 from model_zoo.family import Port
 
 COLDEST = 2.0**-100
@@ -129,7 +129,7 @@ class RowStep(nn.Module):
         rows = rows_above.reshape(self.width, -1, self.reach, self.level_features)
         rows = rows.permute(1, 3, 2, 0)  # [W, B, reach, features] -> [B, features, reach, W]
         for index, layer in enumerate(self.layers):
-            shift_v, shift_h = layer.condition(class_weights)[:, :, None, None].chunk(2, dim=1)
+            shift_v, shift_h = spread(layer.condition(class_weights)).chunk(2, dim=1)
             above = valid_convolution(layer.vertical, rows) + shift_v  # [B, 2C, 1, W]
             coming.append((layer.across(above) + shift_h)[:, :, 0].permute(2, 0, 1))
             passed_on.append(gate(above))

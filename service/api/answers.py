@@ -7,7 +7,13 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.schemas import Body, CompleteBody, GenerationBody, LikelihoodBody
+from service.api.schemas import (
+    Body,
+    CompleteBody,
+    EncodeBody,
+    GenerationBody,
+    LikelihoodBody,
+)
 from service.core import noise
 from service.core.conformal import COVERAGE
 from service.core.engine import Answer, Reproducible
@@ -15,6 +21,7 @@ from service.core.manifest import Manifest
 from service.core.requests import (
     Anomaly,
     Array,
+    EncodePart,
     EncodeResult,
     GenerationResult,
     LikelihoodResult,
@@ -43,7 +50,10 @@ class GenerationAnswer(Metadata):
         None, description="base64 PNG strings, or arrays [count, height, width, channels]"
     )
     latents: list[list[float]] | None = Field(None, description="[count, size]")
-    latent_space: str | None = Field(None, description="beside latents: the space they are of")
+    codes: list[list[int]] | None = Field(None, description="[count, size]")
+    latent_space: str | None = Field(
+        None, description="beside latents or codes: the space they are of"
+    )
     class_weights: list[list[float]] | None = Field(
         None, description="[count, classes]; conditional models only"
     )
@@ -105,10 +115,13 @@ class PreviewEvent(ProgressEvent):
 
 
 class EncodeAnswer(Metadata):
-    """Latents of images, in the order of the images."""
+    """Latents or codes of images, in the order of the images."""
 
     latents: list[list[float]] | None = Field(None, description="posterior means, [count, size]")
-    latent_space: str = Field(description="the space that the latents are of")
+    codes: list[list[int]] | None = Field(
+        None, description="[count, size], of models that have codes instead of latents"
+    )
+    latent_space: str = Field(description="the space that the latents or codes are of")
     deviations: list[list[float]] | None = Field(
         None, description="[count, size]; null where an image has exactly one latent"
     )
@@ -265,8 +278,9 @@ def to_json(answer: Answer, body: Body, request_id: str) -> bytes:
             if isinstance(body, CompleteBody):
                 content |= _completed(result)
         case EncodeResult() as result:
+            assert isinstance(body, EncodeBody)
             content["latent_space"] = latent_space(answer)
-            content |= {part: _numbers(getattr(result, part)) for part in body.answer_parts}
+            content |= {part: _encoded(result, part) for part in body.parts_of(result)}
         case LikelihoodResult() as result:
             assert isinstance(body, LikelihoodBody)
             content |= _scored(answer.manifest, result, body)
@@ -274,9 +288,15 @@ def to_json(answer: Answer, body: Body, request_id: str) -> bytes:
 
 
 def latent_space(answer: Answer) -> str:
-    """Return the space of the model's latents; only for models that have them."""
-    assert answer.manifest.latent is not None, "a result with latents is from a model with latents"
-    return answer.manifest.latent.space
+    """Return the space of the model's latents or codes; only for models that have them."""
+    space = answer.manifest.latent_space
+    assert space is not None, "a result with latents or codes is from a model that has them"
+    return space
+
+
+def _encoded(result: EncodeResult, part: EncodePart) -> Array | None:
+    """Return a part of what images were encoded to; deviations are null where there are none."""
+    return _numbers(result.deviations if part == "deviations" else result.part(part))
 
 
 def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str, Any]:
@@ -291,7 +311,7 @@ def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str
         )
     for part in set(body.parts) - {"images"}:
         content[part] = _numbers(result.part(part))
-    if "latents" in body.parts:
+    if {"latents", "codes"} & set(body.parts):
         content["latent_space"] = latent_space(answer)
     return content
 

@@ -1,7 +1,7 @@
 """What REST requests are made of: strict field types, conditions, and points in latent space."""
 
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import (
     AfterValidator,
@@ -41,7 +41,6 @@ Classes = Annotated[
     Field(max_length=MAXIMUM_LISTED, fail_fast=True),
     BeforeValidator(_listed, json_schema_input_type=int | list[int]),
 ]
-EncodePart = Literal["latents", "deviations", "draws"]
 GenerationParts = Annotated[
     list[core.GenerationPart],
     Field(min_length=1, max_length=MAXIMUM_PARTS, fail_fast=True),
@@ -50,9 +49,9 @@ GenerationParts = Annotated[
     ),
 ]
 EncodeParts = Annotated[
-    list[EncodePart],
+    list[core.EncodePart],
     Field(min_length=1, max_length=MAXIMUM_PARTS, fail_fast=True),
-    BeforeValidator(_listed, json_schema_input_type=EncodePart | list[EncodePart]),
+    BeforeValidator(_listed, json_schema_input_type=core.EncodePart | list[core.EncodePart]),
 ]
 LikelihoodParts = Annotated[
     list[core.LikelihoodPart],

@@ -12,7 +12,7 @@ from fastapi import Response
 
 from service.api.answers import latent_space, metadata, to_json
 from service.api.bodies import JSON, NPY, PNG
-from service.api.schemas import Body, GenerationBody, LikelihoodBody
+from service.api.schemas import Body, EncodeBody, GenerationBody, LikelihoodBody
 from service.core.engine import Answer
 from service.core.requests import EncodeResult, GenerationResult, LikelihoodResult
 from service.errors import InvalidRequest, NotAcceptable
@@ -63,7 +63,7 @@ def write(answer: Answer, body: Body, media_type: str, request_id: str) -> Respo
     """Return an answer in the media type that was negotiated."""
     if media_type == JSON:
         return Response(to_json(answer, body, request_id), media_type=JSON)
-    content = _to_png(answer) if media_type == PNG else _to_npy(answer, body.answer_parts[0])
+    content = _to_png(answer) if media_type == PNG else _to_npy(answer, body)
     facts = metadata(answer, request_id) | _facts(answer)
     del facts["request_id"]  # X-Request-Id says it
     headers = {_header_name(name): _header(str(fact)) for name, fact in facts.items()}
@@ -81,16 +81,13 @@ def _to_png(answer: Answer) -> bytes:
     return levels_to_png(picture, answer.manifest.event.levels)
 
 
-def _to_npy(answer: Answer, part: str) -> bytes:
+def _to_npy(answer: Answer, body: Body) -> bytes:
     if isinstance(answer.result, GenerationResult):
-        return array_to_npy(answer.result.part(part))
-    array = getattr(answer.result, part)
-    if array is None:
-        raise InvalidRequest(
-            f"{answer.model} maps an image to exactly one latent, so there are no {part}; "
-            "ask for latents"
-        )
-    return array_to_npy(array)
+        return array_to_npy(answer.result.part(body.answer_parts[0]))
+    if isinstance(answer.result, EncodeResult):
+        assert isinstance(body, EncodeBody)
+        return array_to_npy(answer.result.part(body.parts_of(answer.result)[0]))
+    return array_to_npy(getattr(answer.result, body.answer_parts[0]))
 
 
 def _facts(answer: Answer) -> dict[str, Any]:
@@ -99,7 +96,7 @@ def _facts(answer: Answer) -> dict[str, Any]:
         case GenerationResult() as result:
             labels = result.class_label
             said = {} if labels is None else {"class_label": ",".join(map(str, labels))}
-            if result.latents is not None:
+            if result.latents is not None or result.codes is not None:
                 said["latent_space"] = latent_space(answer)
             if result.note:
                 said["note"] = result.note

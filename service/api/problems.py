@@ -23,6 +23,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.PayloadTooLarge: 413,
     errors.InvalidImage: 422,
     errors.InvalidLatent: 422,
+    errors.InvalidCodes: 422,
     errors.OutOfRange: 422,
     errors.BinarisationRequired: 422,
     errors.LatentSpaceMismatch: 422,

@@ -95,8 +95,8 @@ class GenerationBody(ConditionedBody):
     parts: GenerationParts = Field(
         ["images"],
         alias="return",
-        description="What to answer: the images, the latents that they were decoded from, the "
-        "log-likelihood of each, and of its late known pixels, where the model has them.",
+        description="What to answer: the images, the latents or codes that they were decoded from, "
+        "the log-likelihood of each, and of its late known pixels, where the model has them.",
     )
     image_format: Literal["png", "array"] = "png"
     """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
@@ -218,19 +218,23 @@ class StreamCompleteBody(CompleteBody, StreamSampleBody):
 
 
 class DecodeBody(GenerationBody):
-    """Map latents to images."""
+    """Map latents or codes to images; exactly one of the two is given."""
 
     upload: ClassVar[Upload | None] = "latents"
 
-    latents: Numbers
+    latents: Numbers | None = None
     """Latents, [count, size]."""
+    codes: Numbers | None = None
+    """Codes, for models that have them: whole numbers, [count, size]."""
     latent_space: str | None = Field(None, max_length=200)
-    """The space that the latents are of, as an answer named it; refused where it is another."""
+    """The space that the latents or codes are of, as an answer named it; refused where it is
+    another."""
 
     def to_core(self) -> core.DecodeRequest:
         """Return the core's request."""
         return core.DecodeRequest(
             latents=self.latents,
+            codes=self.codes,
             latent_space=self.latent_space,
             condition=self.core_condition(),
             seed=self.seed,
@@ -239,7 +243,7 @@ class DecodeBody(GenerationBody):
 
 
 class ReconstructBody(GenerationBody):
-    """Map images to latents and back."""
+    """Map images to latents or codes, and back."""
 
     upload: ClassVar[Upload | None] = "images"
 
@@ -294,7 +298,7 @@ class InterpolateBody(GenerationBody):
 
 
 class EncodeBody(Body):
-    """Map images to latents."""
+    """Map images to latents or codes."""
 
     upload: ClassVar[Upload | None] = "images"
 
@@ -304,23 +308,28 @@ class EncodeBody(Body):
     seed: Seed | None = Field(None, description=f"Seed of draws and binarisation, {_SEED}.")
     scale: core.Scale = "levels"
     """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
-    parts: EncodeParts = Field(
-        ["latents"],
+    parts: EncodeParts | None = Field(
+        None,
         alias="return",
-        description="What to answer: the mean of the latents, its deviations, posterior draws.",
+        description="What to answer: the mean of the latents, its deviations, posterior draws; or "
+        "codes. Left out: the latents, or the codes of a model that has them.",
     )
 
     @property
     def answer_parts(self) -> Sequence[str]:
-        """The arrays that the answer holds."""
-        return self.parts
+        """The arrays that the answer holds; where none is named, one in any case."""
+        return self.parts or ["latents"]
+
+    def parts_of(self, result: core.EncodeResult) -> Sequence[core.EncodePart]:
+        """Return what is answered of a result."""
+        return self.parts or [result.encoded]
 
     def to_core(self) -> core.EncodeRequest:
         """Return the core's request."""
         return core.EncodeRequest(
             images=self.images,
             binarisation=self.binarisation,
-            draw="draws" in self.parts,
+            draw="draws" in self.answer_parts,
             seed=self.seed,
             scale=self.scale,
         )

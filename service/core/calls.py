@@ -25,12 +25,21 @@ class Call(NamedTuple):
 def feed(
     graph: Graph,
     rows_of_noise: Callable[[Port], Array],
+    controls: Mapping[str, Array] | None = None,
+    /,
     **roles: Array | DeferredRows | None,
 ) -> Inputs:
-    """Return the graph's inputs by port name, from rows by role; noise is drawn port by port."""
+    """Return the graph's inputs by port name, from rows by role; noise is drawn port by port.
+
+    Rows of controls are named as their ports.
+    """
     inputs: dict[str, Array | DeferredRows] = {}
     for port in graph.inputs:
-        rows = rows_of_noise(port) if port.role == "noise" else roles[port.role]
+        rows: Array | DeferredRows | None
+        if port.role == "noise":
+            rows = rows_of_noise(port)
+        else:
+            rows = (controls or {}).get(port.name) if port.role == "control" else roles[port.role]
         assert rows is not None, f"the operation has no rows for an input of role {port.role}"
         deferred = not isinstance(rows, np.ndarray)
         inputs[port.name] = rows if deferred else np.asarray(rows, port.dtype)

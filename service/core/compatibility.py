@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.core.calibration import Calibration
-from service.core.manifest import Condition, Latent, Manifest
+from service.core.manifest import Condition, Manifest
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Compatibility:
 
     model: str  # the one before, `name@version`
     artifact_digest: str  # of the one before
-    latents: bool | None  # its latents can be decoded here, and mixed with latents from here
+    latents: bool | None  # its latents or codes can be decoded here, and mixed with those from here
     conditions: bool | None  # what it could be conditioned on can be asked here, and means the same
     calibrations: bool | None  # whatever it answered with p-values is answered with p-values here
     differences: tuple[str, ...]  # in words, one for each that does not hold
@@ -27,8 +27,8 @@ def compare(
 ) -> Compatibility:
     """Say what of the version `before`, and of its calibrations, holds for a new one."""
     latents = conditions = scores = None  # what is in the way, empty where nothing is
-    if before.latent:
-        latents = _between_latents(before.latent, manifest.latent)
+    if before.latent_space:
+        latents = _between_latents(before.latent_space, manifest.latent_space)
     if before.condition:
         conditions = _between_conditions(before.condition, manifest.condition)
     if calibrations_before:
@@ -43,11 +43,11 @@ def compare(
     )
 
 
-def _between_latents(before: Latent, now: Latent | None) -> str:
+def _between_latents(before: str, now: str | None) -> str:
     if now is None:
         return "it has no latents any more"
-    if now.space != before.space:
-        return f"its latents are of the space {now.space}, not of {before.space}: encode again"
+    if now != before:
+        return f"its latents are of the space {now}, not of {before}: encode again"
     return ""
 
 

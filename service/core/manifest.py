@@ -50,14 +50,16 @@ the divergence of the posterior from the prior; and the length of the latent: of
 mean where there is a posterior.
 """
 
-# A graph's name is its function: the roles that its inputs may have, and an output that it must.
-_STEP = ({"cache", "condition", "control", "forced", "noise"}, "levels")
+# A graph's name is its function: the roles that its inputs may have, and outputs of which it must
+# have one.
+_STEP = ({"cache", "condition", "control", "forced", "noise"}, {"levels"})
 _FUNCTIONS = {
-    "decode": ({"latent", "condition", "noise"}, "data"),
-    "encode": ({"data"}, "latent"),
-    "log_likelihood": ({"data", "condition", "noise"}, "log_likelihood"),
-    "background_log_likelihood": ({"data", "condition"}, "log_likelihood"),
-    "log_mass_given_latent": ({"data", "latent"}, "log_likelihood"),
+    "decode": ({"latent", "codes", "condition", "noise"}, {"data"}),
+    "encode": ({"data"}, {"latent", "codes"}),
+    "prior": ({"noise", "control", "condition"}, {"latent", "codes"}),
+    "log_likelihood": ({"data", "condition", "noise"}, {"log_likelihood"}),
+    "background_log_likelihood": ({"data", "condition"}, {"log_likelihood"}),
+    "log_mass_given_latent": ({"data", "latent"}, {"log_likelihood"}),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
 }
@@ -148,7 +150,39 @@ class Latent(Part):
 
     space: str
     shape: tuple[Size]
-    prior: Literal["standard_normal"]
+    prior: Literal["standard_normal", "graph"] = Field(
+        description="the graph `prior` draws what is not of the standard normal distribution"
+    )
+    prior_meaning: str | None = Field(None, description="what the graph draws from, in words")
+
+
+class CodeMap(Part):
+    """Codes that lie beside each other, each one of so many `levels`, numbered from 0."""
+
+    name: str
+    shape: Annotated[tuple[Size, ...], Field(min_length=1)]
+    levels: Annotated[int, Field(ge=2)]
+
+    @property
+    def size(self) -> int:
+        """The number of codes."""
+        return math.prod(self.shape)
+
+
+class Codes(Part):
+    """A latent of whole numbers: one flat vector, map after map, each in reading order.
+
+    The graph `prior` draws it. Codes of different `space`s are never mixed.
+    """
+
+    space: str
+    maps: Annotated[tuple[CodeMap, ...], Field(min_length=1)]
+    prior_meaning: str = Field(description="what the prior is, in words")
+
+    @property
+    def size(self) -> int:
+        """The number of codes of all maps together."""
+        return sum(each.size for each in self.maps)
 
 
 class Condition(Part):
@@ -292,6 +326,7 @@ class Manifest(Part):
     event: Event
     preprocess: Preprocess
     latent: Latent | None
+    codes: Codes | None = None
     condition: Condition | None
     program: Literal["single_pass", "raster_rows"]
     controls: dict[Literal["temperature", "truncation", "top_k", "top_p", "greedy"], Control]
@@ -309,6 +344,38 @@ class Manifest(Part):
         binarisation = self.preprocess.binarisation
         return binarisation.levels if binarisation else self.event.levels
 
+    @property
+    def latent_space(self) -> str | None:
+        """The space that latents, or codes, are of; None where there are none."""
+        decoded = self.latent or self.codes
+        return decoded.space if decoded else None
+
+    @property
+    def has_prior_graph(self) -> bool:
+        """Whether a graph draws what is decoded."""
+        return self.codes is not None or (self.latent is not None and self.latent.prior == "graph")
+
+    @model_validator(mode="after")
+    def _latents_are_numbers_or_codes(self) -> Self:
+        if self.latent and self.codes:
+            raise ValueError("there is a latent or there are codes, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _a_prior_graph_takes_the_controls(self) -> Self:
+        graph = self.graphs.get("prior")
+        if graph is None:
+            return self
+        if not self.has_prior_graph:
+            raise ValueError("graph 'prior' needs codes, or a latent whose prior is 'graph'")
+        taken = {port.name for port in graph.inputs if port.role == "control"}
+        if taken != set(self.controls):
+            raise ValueError(f"graph 'prior' must take the controls {sorted(self.controls)}")
+        for name, each in self.controls.items():
+            if each.default is None:
+                raise ValueError(f"control '{name}' must have a default, for the graph 'prior'")
+        return self
+
     @model_validator(mode="after")
     def _operations_can_run(self) -> Self:
         graphs_of = _GRAPHS_OF[self.program]
@@ -316,9 +383,12 @@ class Manifest(Part):
             if operation not in graphs_of:
                 known = ", ".join(graphs_of)
                 raise ValueError(f"unknown operation '{operation}'; {self.program} has {known}")
-            if "decode" in graphs_of[operation] and self.latent is None:
-                raise ValueError(f"operation '{operation}' needs a latent")
-            for name in graphs_of[operation]:
+            if operation == "interpolate" and self.latent is None:
+                raise ValueError("operation 'interpolate' needs a latent: nothing is between codes")
+            if "decode" in graphs_of[operation] and not (self.latent or self.codes):
+                raise ValueError(f"operation '{operation}' needs a latent or codes")
+            drawn = ("prior",) if operation == "sample" and self.has_prior_graph else ()
+            for name in (*drawn, *graphs_of[operation]):
                 if name not in self.graphs:
                     raise ValueError(f"operation '{operation}' needs a graph '{name}'")
         return self
@@ -326,9 +396,11 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _graphs_do_what_their_names_say(self) -> Self:
         for name in self.graphs.keys() & _FUNCTIONS.keys():
-            allowed, result = _FUNCTIONS[name]
+            allowed, results = _FUNCTIONS[name]
             roles = {port.role for port in self.graphs[name].inputs}
-            if not roles <= allowed or self.graphs[name].output(result) is None:
+            given = {port.role for port in self.graphs[name].outputs}
+            if not roles <= allowed or not given & results:
+                result = " or ".join(sorted(results))
                 raise ValueError(f"graph '{name}' must map {sorted(allowed)} to {result}")
         return self
 
@@ -345,6 +417,8 @@ class Manifest(Part):
         given_latent = self.graphs.get("log_mass_given_latent")
         if given_latent and not (self.latent and given_latent.input("latent")):
             raise ValueError("graph 'log_mass_given_latent' needs a latent")
+        if given_latent and self.has_prior_graph:
+            raise ValueError("graph 'log_mass_given_latent' needs the prior 'standard_normal'")
         return self
 
     @model_validator(mode="after")
@@ -377,6 +451,7 @@ class Manifest(Part):
             "data": self.preprocess.row_shape(self.event),
             "latent": self.latent.shape if self.latent else None,
             "latent_deviation": self.latent.shape if self.latent else None,
+            "codes": (self.codes.size,) if self.codes else None,
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
             "statistic": (),
@@ -390,6 +465,8 @@ class Manifest(Part):
                         f"port '{port.name}' of graph '{name}' has rows of shape "
                         f"{port.row_shape}; by the manifest {port.role} is {shapes[port.role]}"
                     )
+                if port.role == "codes" and port.dtype != "int64":
+                    raise ValueError(f"port '{port.name}' of graph '{name}': codes are int64")
         return self
 
     @model_validator(mode="after")

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import latents as space
-from service.core import noise
+from service.core import noise, priors
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
-from service.core.controls import control, refuse_controls
 from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port
 from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
@@ -38,34 +37,25 @@ from service.core.requests import (
     Result,
     SampleRequest,
     Scale,
+    as_array,
     check_range,
 )
-from service.errors import (
-    InvalidLatent,
-    InvalidRequest,
-    LatentSpaceMismatch,
-    OperationNotOffered,
-)
+from service.errors import InvalidLatent, InvalidRequest, OperationNotOffered
 
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
 
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents from the prior and decode them, or paint images row by row."""
+    """Draw latents or codes from the prior and decode them, or paint images row by row."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
     if manifest.program == "raster_rows":
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
         return (yield from painted(manifest, request, free, seed))
-    refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
-    temperature = control(manifest, "temperature", request.temperature)
-    truncation = control(manifest, "truncation", request.truncation)
-    size, temperature = _latent_size(manifest), 1.0 if temperature is None else temperature
-    latents = space.draw(seed, request.count, size, temperature, truncation)
     weights = class_weights(manifest, request.condition, request.count, seed)
-    images = yield from _decoded(manifest, latents, weights, seed, request.scale)
-    return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
+    drawn = yield from priors.draw(manifest, request, weights, seed)
+    return (yield from _decoded(manifest, drawn, weights, seed, request.scale))
 
 
 def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
@@ -111,22 +101,27 @@ def _best(result: GenerationResult, count: int) -> GenerationResult:
 
 
 def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decoding:
-    """Map latents to images."""
-    latents = _check_latents(manifest, request.latents)
-    check_range("the number of latents", len(latents), 1, limits.count)
-    _check_latent_space(manifest, request.latent_space)
+    """Map latents or codes to images."""
+    given = priors.given(manifest, request)
+    check_range(f"the number of {request.given}", len(given), 1, limits.count)
     seed = _seed(request.seed)
-    weights = class_weights(manifest, request.condition, len(latents), seed)
-    images = yield from _decoded(manifest, latents, weights, seed, request.scale)
-    return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
+    weights = class_weights(manifest, request.condition, len(given), seed)
+    return (yield from _decoded(manifest, given, weights, seed, request.scale))
 
 
 def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encoding:
-    """Map images to latents."""
+    """Map images to latents or codes."""
     seed = _seed(request.seed)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "encode", levels, request.binarisation, seed)
     mean, deviation = yield from _encoded(manifest, levels)
+    if manifest.codes:
+        if request.draw:
+            raise InvalidRequest(
+                f"{manifest.name} maps an image to one map of codes, so there is nothing to draw; "
+                "leave out draws"
+            )
+        return EncodeResult(latents=None, codes=mean, deviations=None, draws=None, seed=seed)
     draws = None
     if request.draw:
         if deviation is None:
@@ -141,36 +136,33 @@ def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encodi
 
 
 def reconstruct(manifest: Manifest, request: ReconstructRequest, limits: Limits) -> Decoding:
-    """Map images to the mean of their latents and back."""
+    """Map images to the mean of their latents, or to codes, and back."""
     seed = _seed(request.seed)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "reconstruct", levels, request.binarisation, seed)
     latents, _ = yield from _encoded(manifest, levels)
     weights = class_weights(manifest, request.condition, len(latents), seed)
-    images = yield from _decoded(manifest, latents, weights, seed, request.scale)
-    return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
+    return (yield from _decoded(manifest, latents, weights, seed, request.scale))
 
 
 def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits) -> Decoding:
     """Decode a path between two points, a grid between four, or plus - minus."""
     seed = _seed(request.seed)
     points, columns = _shape_of(request, limits)
-    ends = yield from _located(manifest, points, request.scale, limits)
+    # One class for the whole path: what changes along it is the latent alone.
+    weights = class_weights(manifest, request.condition, 1, seed)
+    ends = yield from _located(manifest, points, weights, request.scale, limits)
     if request.corners:
         latents = space.corner_grid(list(ends), request.steps, request.mode)
     elif request.start:
         latents = space.path(ends[0], ends[1], request.steps, request.mode)
     else:
         signs = np.repeat([1.0, -1.0], [len(request.plus), len(request.minus)])
-        latents = _check_latents(manifest, (signs @ ends.astype(np.float64))[None])
-    # One class for the whole path: what changes along it is the latent alone.
-    weights = class_weights(manifest, request.condition, 1, seed)
+        latents = priors.check_latents(manifest, (signs @ ends.astype(np.float64))[None])
     if weights is not None:
         weights = np.repeat(weights, len(latents), axis=0)
-    images = yield from _decoded(manifest, latents, weights, seed, request.scale)
-    return GenerationResult(
-        images=images, latents=latents, class_weights=weights, seed=seed, columns=columns
-    )
+    result = yield from _decoded(manifest, latents, weights, seed, request.scale)
+    return replace(result, columns=columns)
 
 
 OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]] = {
@@ -205,7 +197,7 @@ def work(manifest: Manifest, request: Request) -> int:
         case SampleRequest():
             return request.count
         case DecodeRequest():
-            return len(request.latents)
+            return request.rows
         case InterpolateRequest():
             return request.steps ** (2 if request.corners else 1)
         case LikelihoodRequest():
@@ -216,49 +208,61 @@ def work(manifest: Manifest, request: Request) -> int:
 
 def _decoded(
     manifest: Manifest,
-    latents: Array | DeferredRows,
+    points: Array | DeferredRows,
     weights: Array | None,
     seed: int,
     scale: Scale,
-) -> Generator[Call, Outputs, Array]:
-    graph = manifest.graphs["decode"]
+) -> Generator[Call, Outputs, GenerationResult]:
+    """Return the images of latents or codes, [N, D], and those."""
+    graph, role = manifest.graphs["decode"], priors.role(manifest)
 
     def rows_of_noise(port: Port) -> Array:
-        seeds = np.full(len(latents), seed, np.uint64)
-        items = np.arange(len(latents), dtype=np.uint64)
-        return noise_of_port(port, seeds, items, 1).reshape(len(latents), *port.row_shape)
+        seeds = np.full(len(points), seed, np.uint64)
+        items = np.arange(len(points), dtype=np.uint64)
+        return noise_of_port(port, seeds, items, 1).reshape(len(points), *port.row_shape)
 
-    inputs = feed(graph, rows_of_noise, latent=latents, condition=weights)
+    inputs = feed(graph, rows_of_noise, **{role: points}, condition=weights)
     values = output(graph, (yield Call("decode", inputs)), "data")
     if not np.isfinite(values).all():
         raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
-    return to_images(manifest, values, scale)
+    return GenerationResult(
+        images=to_images(manifest, values, scale),
+        latents=points if role == "latent" else None,
+        codes=as_array(points) if role == "codes" else None,
+        class_weights=weights,
+        seed=seed,
+    )
 
 
 def _encoded(
     manifest: Manifest, levels: NDArray[np.uint8]
 ) -> Generator[Call, Outputs, tuple[Array, Array | None]]:
-    """Return the mean and, where the model has one, the deviation of the latents, [N, D]."""
+    """Return codes, or the mean of the latents and the deviation that some models have, [N, D]."""
     graph = manifest.graphs["encode"]
     outputs = yield Call("encode", feed(graph, no_noise, data=to_values(manifest, levels)))
     deviation = graph.output("latent_deviation")
-    return output(graph, outputs, "latent"), outputs[deviation.name] if deviation else None
+    encoded = output(graph, outputs, priors.role(manifest))
+    return encoded, outputs[deviation.name] if deviation else None
 
 
 def _located(
-    manifest: Manifest, points: Sequence[Endpoint], scale: Scale, limits: Limits
+    manifest: Manifest,
+    points: Sequence[Endpoint],
+    weights: Array | None,
+    scale: Scale,
+    limits: Limits,
 ) -> Generator[Call, Outputs, Array]:
     """Return the latents [len(points), D] that the endpoints name; images are encoded at once."""
-    size = _latent_size(manifest)
-    latents = np.empty((len(points), size), np.float32)
+    latents = np.empty((len(points), priors.latent_size(manifest)), np.float32)
     pictures = [index for index, point in enumerate(points) if point.image is not None]
     for index, point in enumerate(points):
-        _check_latent_space(manifest, point.latent_space)
+        priors.check_space(manifest, point.latent_space)
         if point.seed is not None:
             check_range("seed", point.seed, 0, noise.MAXIMUM_SEED)
-            latents[index] = space.draw(point.seed, 1, size).join([])[0]
+            first = yield from priors.draw_first(manifest, point.seed, weights)
+            latents[index] = first[0]
         elif point.latent is not None:
-            latents[index] = _check_latents(manifest, point.latent[None])[0]
+            latents[index] = priors.check_latents(manifest, point.latent[None])[0]
     if pictures:
         if "encode" not in manifest.operations:
             raise OperationNotOffered(
@@ -299,40 +303,6 @@ def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoin
     longest = int(limits.count**0.5) if request.corners else limits.count
     check_range("steps", request.steps, 2, longest)
     return list(shapes[0]), 1 if arithmetic else request.steps
-
-
-def _check_latents(manifest: Manifest, latents: Array) -> Array:
-    size = _latent_size(manifest)
-    if latents.ndim != 2 or latents.shape[1] != size:
-        raise InvalidLatent(
-            f"latents have shape {list(latents.shape)}; {manifest.name} takes [count, {size}]"
-        )
-    if latents.dtype.kind not in "fiu" or not np.all(np.isfinite(latents)):
-        raise InvalidLatent("latents must be finite real numbers")
-    with np.errstate(over="ignore"):
-        latents = latents.astype(np.float32)
-    if not np.all(np.isfinite(latents)):
-        raise InvalidLatent("latents must be finite in float32: at most 3.4e38 in magnitude")
-    return latents
-
-
-def _check_latent_space(manifest: Manifest, named: str | None) -> None:
-    """Raise LatentSpaceMismatch where a space is named and is not the model's."""
-    if named is not None and named != _latent_space(manifest):
-        raise LatentSpaceMismatch(
-            f"the latents are of space {named}; {manifest.name}@{manifest.version} "
-            f"decodes {_latent_space(manifest)}"
-        )
-
-
-def _latent_size(manifest: Manifest) -> int:
-    assert manifest.latent is not None, "the manifest was checked for a latent"
-    return manifest.latent.shape[0]
-
-
-def _latent_space(manifest: Manifest) -> str:
-    assert manifest.latent is not None, "the manifest was checked for a latent"
-    return manifest.latent.space
 
 
 def _seed(seed: int | None) -> int:

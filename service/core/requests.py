@@ -20,7 +20,8 @@ Mode = Literal["slerp", "lerp"]
 BinarisationRule = Literal["threshold", "stochastic"]
 Estimator = Literal["monte_carlo"]
 LikelihoodPart = Literal["log_likelihood", "scores", "log_likelihood_map"]
-GenerationPart = Literal["images", "latents", "log_likelihood", "log_weight"]
+EncodePart = Literal["latents", "codes", "deviations", "draws"]
+GenerationPart = Literal["images", "latents", "codes", "log_likelihood", "log_weight"]
 Show = Literal["rows", "preview"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
@@ -86,7 +87,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeRequest:
-    """Map images to latents: the posterior mean, its deviation, and one draw where asked."""
+    """Map images to codes, or to latents: the posterior mean, its deviation, a draw where asked."""
 
     images: Images
     binarisation: BinarisationRule | None = None
@@ -97,13 +98,25 @@ class EncodeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRequest:
-    """Map latents [N, D] to images."""
+    """Map latents or codes [N, D] to images: exactly one of the two is given."""
 
-    latents: Array
+    latents: Array | None = None
+    codes: Array | None = None
     latent_space: str | None = None
     condition: ConditionRequest = ConditionRequest()
     seed: int | None = None
     scale: Scale = "levels"
+
+    @property
+    def given(self) -> str:
+        """What is given, by the name of its field."""
+        return "codes" if self.latents is None else "latents"
+
+    @property
+    def rows(self) -> int:
+        """The number of latents or codes, before anything is checked."""
+        given = self.codes if self.latents is None else self.latents
+        return 0 if given is None else len(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +233,7 @@ class GenerationResult:
     latents: Array | DeferredRows | None  # float32 [N, D]
     class_weights: Array | None  # float32 [N, K]
     seed: int  # of whatever was drawn
+    codes: Array | None = None  # int64 [N, D], instead of latents
     log_likelihood: Array | None = None  # float64 [N], nats, of images that were drawn exactly
     log_weight: Array | None = None  # float64 [N], of known pixels after the first unknown one
     late_known_pixels: int = 0  # known pixels after an unknown one: they influenced none before
@@ -265,9 +279,10 @@ class GenerationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeResult:
-    """Latents of images; `draws` are posterior samples, where asked."""
+    """Latents or codes of images; `draws` are posterior samples, where asked."""
 
-    latents: Array  # float32 [N, D], the posterior mean
+    latents: Array | None  # float32 [N, D], the posterior mean
+    codes: Array | None = None  # int64 [N, D], instead of latents
     deviations: Array | None  # float32 [N, D]
     draws: Array | None  # float32 [N, D]
     seed: int
@@ -275,7 +290,19 @@ class EncodeResult:
     @property
     def count(self) -> int:
         """The number of images."""
-        return len(self.latents)
+        return len(self.part(self.encoded))
+
+    @property
+    def encoded(self) -> EncodePart:
+        """What an image is mapped to."""
+        return "codes" if self.latents is None else "latents"
+
+    def part(self, name: EncodePart) -> Array:
+        """Return one array; raises InvalidRequest where the model has no such thing."""
+        array: Array | None = getattr(self, name)
+        if array is None:
+            raise InvalidRequest(f"{name} can't be returned here: ask for {self.encoded}")
+        return array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,12 @@ from service.core.requests import (
     StreamRequest,
     check_range,
 )
-from service.errors import InvalidImage, InvalidLatent, InvalidRequest
+from service.errors import InvalidCodes, InvalidImage, InvalidLatent, InvalidRequest
 from service.images import png_size
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_word
 
-Batch = pb.Images | pb.Latents | pb.ClassWeights
+Batch = pb.Images | pb.Latents | pb.Codes | pb.ClassWeights
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "levels": np.dtype(np.uint8),
@@ -54,6 +54,7 @@ _SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
 _SHAPES: dict[type[Batch], tuple[Sequence[str], type[InvalidRequest]]] = {
     pb.Images: (("count", "height", "width", "channels"), InvalidImage),
     pb.Latents: (("count", "size"), InvalidLatent),
+    pb.Codes: (("count", "size"), InvalidCodes),
     pb.ClassWeights: (("count", "size"), InvalidRequest),
 }
 
@@ -79,7 +80,8 @@ def decode(message: pb.DecodeRequest) -> DecodeRequest:
     """Return what a DecodeRequest asks."""
     return DecodeRequest(
         **_given(message, "latent_space", "seed", "scale"),
-        latents=_rows(message.latents),
+        latents=_rows(message.latents) if message.HasField("latents") else None,
+        codes=_codes(message.codes) if message.HasField("codes") else None,
         condition=_condition(message),
     )
 
@@ -245,6 +247,10 @@ def _known(content: bytes, image: Array | bytes) -> Array:
 
 def _rows(rows: pb.Latents | pb.ClassWeights) -> Array:
     return np.array(rows.values, np.float32).reshape(_shape(rows, "values", 1))
+
+
+def _codes(codes: pb.Codes) -> Array:
+    return np.array(codes.values, np.int64).reshape(_shape(codes, "values", 1))
 
 
 def _shape(batch: Batch, content: str, item_size: int) -> list[int]:

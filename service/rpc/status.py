@@ -27,6 +27,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers it
     errors.InvalidImage: StatusCode.INVALID_ARGUMENT,
     errors.InvalidLatent: StatusCode.INVALID_ARGUMENT,
+    errors.InvalidCodes: StatusCode.INVALID_ARGUMENT,
     errors.OutOfRange: StatusCode.INVALID_ARGUMENT,
     errors.BinarisationRequired: StatusCode.INVALID_ARGUMENT,
     errors.LatentSpaceMismatch: StatusCode.INVALID_ARGUMENT,

@@ -47,7 +47,10 @@ def generation(
         fields["images"] = _images(answer.manifest, result.images, png)
     if "latents" in parts:
         fields["latents"] = _latents(result.part("latents"))
-        fields["latent_space"] = _latent_space(answer.manifest)
+        fields["latent_space"] = answer.manifest.latent_space
+    if "codes" in parts:
+        fields["codes"] = pb.Codes(**_rows(result.part("codes")))
+        fields["latent_space"] = answer.manifest.latent_space
     for part in {"log_likelihood", "log_weight"}.intersection(parts):
         fields[part] = result.part(part).tolist()
     if response is pb.CompleteResponse:
@@ -82,13 +85,15 @@ def preview(event: Preview) -> pb.Preview:
 
 
 def encoding(answer: Answer, parts: Sequence[str]) -> pb.EncodeResponse:
-    """Return the answer of Encode; `parts` are words, [] latents."""
+    """Return the answer of Encode; `parts` are words, [] latents or codes."""
     result = answer.result
     assert isinstance(result, EncodeResult), "the operation encodes"
+    parts = parts or [result.encoded]
     return pb.EncodeResponse(
         **_origin(answer),
-        latents=_latents(result.latents) if not parts or "latents" in parts else None,
-        latent_space=_latent_space(answer.manifest),
+        latents=_latents(result.part("latents")) if "latents" in parts else None,
+        codes=pb.Codes(**_rows(result.part("codes"))) if "codes" in parts else None,
+        latent_space=answer.manifest.latent_space,
         deviations=_latents(result.deviations) if "deviations" in parts else None,
         draws=_latents(result.draws) if "draws" in parts else None,
     )
@@ -229,11 +234,6 @@ def _rows(rows: Array) -> dict[str, Any]:
     return {"count": count, "size": size, "values": rows.ravel().tolist()}
 
 
-def _latent_space(manifest: Manifest) -> str:
-    assert manifest.latent is not None, "the manifest was checked for a latent"
-    return manifest.latent.space
-
-
 def _column(values: Array | None) -> list[float]:
     return [] if values is None else values.tolist()
 
@@ -249,7 +249,17 @@ def _description(manifest: Manifest) -> dict[str, Any]:
         "event": _event(manifest),
         "latent": manifest.latent
         and pb.LatentSpace(
-            space=manifest.latent.space, size=manifest.latent.shape[0], prior=manifest.latent.prior
+            space=manifest.latent.space,
+            size=manifest.latent.shape[0],
+            prior=manifest.latent.prior,
+            prior_meaning=manifest.latent.prior_meaning,
+        ),
+        "codes": manifest.codes
+        and pb.CodeSpace(
+            space=manifest.codes.space,
+            size=manifest.codes.size,
+            maps=[pb.CodeMap(**each.model_dump()) for each in manifest.codes.maps],
+            prior_meaning=manifest.codes.prior_meaning,
         ),
         "condition": manifest.condition and pb.ConditionSpace(**manifest.condition.model_dump()),
         "controls": {

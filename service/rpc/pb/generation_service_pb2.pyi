@@ -32,6 +32,7 @@ class GenerationPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GENERATION_PART_LATENTS: _ClassVar[GenerationPart]
     GENERATION_PART_LOG_LIKELIHOOD: _ClassVar[GenerationPart]
     GENERATION_PART_LOG_WEIGHT: _ClassVar[GenerationPart]
+    GENERATION_PART_CODES: _ClassVar[GenerationPart]
 
 class EncodingPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +40,7 @@ class EncodingPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_PART_LATENTS: _ClassVar[EncodingPart]
     ENCODING_PART_DEVIATIONS: _ClassVar[EncodingPart]
     ENCODING_PART_DRAWS: _ClassVar[EncodingPart]
+    ENCODING_PART_CODES: _ClassVar[EncodingPart]
 
 class LikelihoodPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -127,10 +129,12 @@ GENERATION_PART_IMAGES: GenerationPart
 GENERATION_PART_LATENTS: GenerationPart
 GENERATION_PART_LOG_LIKELIHOOD: GenerationPart
 GENERATION_PART_LOG_WEIGHT: GenerationPart
+GENERATION_PART_CODES: GenerationPart
 ENCODING_PART_UNSPECIFIED: EncodingPart
 ENCODING_PART_LATENTS: EncodingPart
 ENCODING_PART_DEVIATIONS: EncodingPart
 ENCODING_PART_DRAWS: EncodingPart
+ENCODING_PART_CODES: EncodingPart
 LIKELIHOOD_PART_UNSPECIFIED: LikelihoodPart
 LIKELIHOOD_PART_LOG_LIKELIHOOD: LikelihoodPart
 LIKELIHOOD_PART_SCORES: LikelihoodPart
@@ -206,7 +210,7 @@ class SampleRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "codes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +224,7 @@ class SampleResponse(_message.Message):
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
     LOG_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -233,7 +238,8 @@ class SampleResponse(_message.Message):
     class_label: _containers.RepeatedScalarFieldContainer[int]
     log_likelihood: _containers.RepeatedScalarFieldContainer[float]
     log_weight: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ...) -> None: ...
+    codes: Codes
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "images", "binarisation", "seed", "scale", "returns")
@@ -254,7 +260,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[EncodingPart, str]]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "latents", "latent_space", "deviations", "draws")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "latents", "latent_space", "deviations", "draws", "codes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +271,7 @@ class EncodeResponse(_message.Message):
     LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
     DRAWS_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -275,10 +282,11 @@ class EncodeResponse(_message.Message):
     latent_space: str
     deviations: Latents
     draws: Latents
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., deviations: _Optional[_Union[Latents, _Mapping]] = ..., draws: _Optional[_Union[Latents, _Mapping]] = ...) -> None: ...
+    codes: Codes
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., deviations: _Optional[_Union[Latents, _Mapping]] = ..., draws: _Optional[_Union[Latents, _Mapping]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "latents", "latent_space", "class_label", "condition", "seed", "scale", "returns", "image_format")
+    __slots__ = ("model", "timeout_ms", "latents", "latent_space", "class_label", "condition", "seed", "scale", "returns", "image_format", "codes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     LATENTS_FIELD_NUMBER: _ClassVar[int]
@@ -289,6 +297,7 @@ class DecodeRequest(_message.Message):
     SCALE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     latents: Latents
@@ -299,10 +308,11 @@ class DecodeRequest(_message.Message):
     scale: Scale
     returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
     image_format: ImageFormat
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    codes: Codes
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -314,6 +324,7 @@ class DecodeResponse(_message.Message):
     LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -325,7 +336,8 @@ class DecodeResponse(_message.Message):
     latent_space: str
     class_weights: ClassWeights
     class_label: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+    codes: Codes
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "images", "binarisation", "class_label", "condition", "seed", "scale", "returns", "image_format")
@@ -352,7 +364,7 @@ class ReconstructRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +376,7 @@ class ReconstructResponse(_message.Message):
     LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -375,7 +388,8 @@ class ReconstructResponse(_message.Message):
     latent_space: str
     class_weights: ClassWeights
     class_label: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+    codes: Codes
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class LikelihoodRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format")
@@ -861,6 +875,16 @@ class Latents(_message.Message):
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class Codes(_message.Message):
+    __slots__ = ("count", "size", "values")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    size: int
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Condition(_message.Message):
     __slots__ = ("classes", "class_weights")
     CLASSES_FIELD_NUMBER: _ClassVar[int]
@@ -900,7 +924,7 @@ class Arithmetic(_message.Message):
     def __init__(self, plus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., minus: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for", "calibrations", "refused_calibrations", "compatibility")
+    __slots__ = ("name", "version", "state", "reason", "family", "licence", "artifact_digest", "operations", "event", "latent", "condition", "controls", "binarisations", "binarisation_required_by", "quality", "default_for", "calibrations", "refused_calibrations", "compatibility", "codes")
     class ControlsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -927,6 +951,7 @@ class Model(_message.Message):
     CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     state: ModelState
@@ -946,7 +971,8 @@ class Model(_message.Message):
     calibrations: _containers.RepeatedCompositeFieldContainer[Calibration]
     refused_calibrations: _containers.RepeatedCompositeFieldContainer[RefusedCalibration]
     compatibility: Compatibility
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ..., calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ..., refused_calibrations: _Optional[_Iterable[_Union[RefusedCalibration, _Mapping]]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ...) -> None: ...
+    codes: CodeSpace
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., reason: _Optional[str] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., operations: _Optional[_Iterable[str]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., latent: _Optional[_Union[LatentSpace, _Mapping]] = ..., condition: _Optional[_Union[ConditionSpace, _Mapping]] = ..., controls: _Optional[_Mapping[str, Control]] = ..., binarisations: _Optional[_Iterable[_Union[Binarisation, str]]] = ..., binarisation_required_by: _Optional[_Iterable[str]] = ..., quality: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., default_for: _Optional[_Iterable[str]] = ..., calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ..., refused_calibrations: _Optional[_Iterable[_Union[RefusedCalibration, _Mapping]]] = ..., compatibility: _Optional[_Union[Compatibility, _Mapping]] = ..., codes: _Optional[_Union[CodeSpace, _Mapping]] = ...) -> None: ...
 
 class Compatibility(_message.Message):
     __slots__ = ("model", "artifact_digest", "latents", "conditions", "calibrations", "differences")
@@ -1019,14 +1045,38 @@ class Event(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., levels: _Optional[int] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ...) -> None: ...
 
 class LatentSpace(_message.Message):
-    __slots__ = ("space", "size", "prior")
+    __slots__ = ("space", "size", "prior", "prior_meaning")
     SPACE_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PRIOR_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_MEANING_FIELD_NUMBER: _ClassVar[int]
     space: str
     size: int
     prior: str
-    def __init__(self, space: _Optional[str] = ..., size: _Optional[int] = ..., prior: _Optional[str] = ...) -> None: ...
+    prior_meaning: str
+    def __init__(self, space: _Optional[str] = ..., size: _Optional[int] = ..., prior: _Optional[str] = ..., prior_meaning: _Optional[str] = ...) -> None: ...
+
+class CodeSpace(_message.Message):
+    __slots__ = ("space", "size", "maps", "prior_meaning")
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAPS_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_MEANING_FIELD_NUMBER: _ClassVar[int]
+    space: str
+    size: int
+    maps: _containers.RepeatedCompositeFieldContainer[CodeMap]
+    prior_meaning: str
+    def __init__(self, space: _Optional[str] = ..., size: _Optional[int] = ..., maps: _Optional[_Iterable[_Union[CodeMap, _Mapping]]] = ..., prior_meaning: _Optional[str] = ...) -> None: ...
+
+class CodeMap(_message.Message):
+    __slots__ = ("name", "shape", "levels")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    levels: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., levels: _Optional[int] = ...) -> None: ...
 
 class ConditionSpace(_message.Message):
     __slots__ = ("kinds", "names", "prior", "optional")

@@ -126,21 +126,21 @@ class GenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Encode(self, request, context):
-        """Maps images to latents.
+        """Maps images to latents, or to codes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Decode(self, request, context):
-        """Maps latents to images.
+        """Maps latents, or codes, to images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reconstruct(self, request, context):
-        """Maps images to latents and back.
+        """Maps images to latents or codes, and back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

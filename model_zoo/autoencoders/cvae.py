@@ -1,0 +1,226 @@
+"""Conditional variational autoencoder: a picture from a class and what the class leaves open.
+
+Kihyuk Sohn, Honglak Lee and Xinchen Yan, "Learning Structured Output Representation using Deep
+Conditional Generative Models", 2015 (NIPS 28): the evidence lower bound on log p(x|y), their
+equation 4, of a decoder p(x|z, y) and a prior over z. The prior knows no class, p(z|y) = p(z), as
+in Diederik P. Kingma et al., "Semi-Supervised Learning with Deep Generative Models", 2014,
+arXiv:1406.5298, equation 2: z is then what a picture has besides its class, such as its slant.
+
+Difference: the encoder q(z|x) is not shown the class, which it can read from the picture; so any
+picture can be encoded, and be decoded as another class. The bound holds for every q.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from model_zoo.autoencoders.autoencoder_layers import (
+    bernoulli_log_mass,
+    convolutional_decoder,
+    convolutional_encoder,
+    kl_divergence,
+    split_posterior,
+)
+from model_zoo.cards import (
+    BINARISATION,
+    LATENT_CONTROLS,
+    class_condition,
+    image_event,
+    image_preprocess,
+    likelihood_bound,
+    normal_latent,
+)
+from model_zoo.data import in_chunks
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.layers import binarise, normal_noise, standard_error, standard_normal_log_density
+
+IMPORTANCE_DRAWS = 50
+CHUNK = 500  # images measured at a time
+
+
+class ConditionalVariationalAutoencoder(Family):
+    """Encoder of pictures, and decoder of a normal latent vector and a class."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        classes: int = 10,
+        latent_size: int = 16,
+        width: int = 32,
+        residual_blocks: int = 1,
+    ):
+        """Build for images [channels, height, width] whose sides are multiples of 4.
+
+        `width` is the number of channels at a quarter of the resolution.
+        """
+        super().__init__()
+        self.image_shape, self.classes = tuple(image_shape), classes
+        self.latent_size = latent_size
+        self.encoder = convolutional_encoder(
+            self.image_shape, width, residual_blocks, 2 * latent_size
+        )
+        self.decoder = convolutional_decoder(
+            self.image_shape, width, residual_blocks, latent_size + classes
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in [0, 1] to mean and log deviation of q(z|x), each [N, latent]."""
+        return split_posterior(self.encoder(2 * x - 1))
+
+    def decode_logits(self, latent: Tensor, class_weights: Tensor) -> Tensor:
+        """Map z and weights of the classes [N, classes] to log odds of every pixel being on."""
+        return self.decoder(torch.cat([latent, class_weights], dim=1)).float()
+
+    def log_weight_and_statistics(
+        self, x: Tensor, class_weights: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p(x|z, y) + log p(z) - log q(z|x) for binary x, and two parts of it, each [N].
+
+        These are the reconstruction error -log p(x|z, y) and the divergence of q from the prior.
+        All are in nats. Over noise, the mean of the first is the bound, that of its exp p(x|y).
+        """
+        mean, log_deviation = self.encode(x)
+        latent = mean + log_deviation.exp() * noise
+        log_mass = bernoulli_log_mass(x, self.decode_logits(latent, class_weights))
+        log_posterior = standard_normal_log_density(noise) - log_deviation.sum(dim=1)
+        log_weight = log_mass + standard_normal_log_density(latent) - log_posterior
+        return log_weight, -log_mass, kl_divergence(mean, log_deviation)
+
+    def objectives(self) -> dict[str, Objective]:
+        """Return the one loss: minus the evidence lower bound on binarised images (equation 4)."""
+        return {"autoencoder": Objective(list(self.parameters()), self._loss)}
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        x = binarise(batch.images, generator)
+        noise = normal_noise((len(x), self.latent_size), generator)
+        _, error, divergence = self.log_weight_and_statistics(x, self._weights(batch), noise)
+        return (error + divergence).mean()
+
+    def _weights(self, batch: Batch) -> Tensor:
+        return one_hot(batch.labels, self.classes).float()
+
+    @torch.no_grad()
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Measure the bound given the class, and on every tenth image the marginal one."""
+        binary = Batch(binarise(data.images, generator), data.labels)
+        bound = torch.cat(
+            [
+                self._draw_log_weight(chunk.images, self._weights(chunk), generator)
+                for chunk in in_chunks(binary, CHUNK)
+            ]
+        )
+        few = Batch(binary.images[::10], binary.labels[::10])
+        by_class = self._bounds_by_class(few.images, generator)  # [N, classes], log p(x|y)
+        marginal = by_class.logsumexp(dim=1) - math.log(self.classes)
+        right = by_class.argmax(dim=1) == few.labels
+        draws = f"{IMPORTANCE_DRAWS} posterior draws an image, every tenth image"
+        return [
+            _bound("elbo_given_class", bound, "log P(x|y)", "one posterior draw an image"),
+            _bound(f"iwae_{IMPORTANCE_DRAWS}", marginal, "log P(x), summed over classes", draws),
+            Figure(
+                "classified_by_bound",
+                right.float().mean().item(),
+                "share",
+                f"the class under which the bound is highest is that of the image, {draws}",
+                standard_error(right.float()),
+            ),
+        ]
+
+    def _draw_log_weight(self, x: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        noise = normal_noise((len(x), self.latent_size), generator)
+        return self.log_weight_and_statistics(x, weights, noise)[0]
+
+    def _bounds_by_class(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the importance-weighted bound on log p(x|y) of each class y, [N, classes]."""
+        bounds = []
+        for label in torch.eye(self.classes, device=x.device):
+            weights = label.expand(len(x), self.classes)
+            draw = partial(self._draw_log_weight, x, weights, generator)
+            draws = torch.stack([draw() for _ in range(IMPORTANCE_DRAWS)])
+            bounds.append(draws.logsumexp(dim=0) - math.log(IMPORTANCE_DRAWS))
+        return torch.stack(bounds, dim=1)
+
+    def card(self) -> Card:
+        """Describe the model to those who serve it."""
+        return Card(
+            family="conditional variational autoencoder",
+            event=image_event(self.image_shape),
+            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
+            latent=normal_latent(self.latent_size),
+            condition=class_condition(self.classes),
+            controls=LATENT_CONTROLS,
+            operations={
+                "sample": {},
+                "encode": {},
+                "decode": {},
+                "reconstruct": {},
+                "interpolate": {},
+                # Of each class, where none is given: few draws of each are many.
+                "likelihood": likelihood_bound("elbo", "iwae", draws=4),
+            },
+        )
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return encode, decode and log_likelihood; switches the model to eval mode."""
+        data = Port("data", "data", self.image_shape)
+        condition = Port("class_weights", "condition", (self.classes,))
+        latent = Port("latent", "latent", (self.latent_size,))
+        deviation = Port("latent_deviation", "latent_deviation", (self.latent_size,))
+        noise = Port("noise", "noise", (self.latent_size,), "float32", "normal", "posterior")
+        outputs = (
+            Port("log_likelihood", "log_likelihood", ()),
+            Port("reconstruction_error", "statistic", ()),
+            Port("kl_divergence", "statistic", ()),
+        )
+        return (
+            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
+            Graph("decode", Decode(self).eval(), (latent, condition), (data,)),
+            Graph("log_likelihood", LogWeight(self).eval(), (data, condition, noise), outputs),
+        )
+
+
+class Encode(nn.Module):
+    """Graph: image to mean and deviation of the posterior."""
+
+    def __init__(self, model: ConditionalVariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [N, C, H, W] in [0, 1] to two [N, latent]."""
+        mean, log_deviation = self.model.encode(data)
+        return mean, log_deviation.exp()
+
+
+class Decode(nn.Module):
+    """Graph: latent and class weights to the mean picture."""
+
+    def __init__(self, model: ConditionalVariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent: Tensor, class_weights: Tensor) -> Tensor:
+        """Map [N, latent] and [N, classes] to intensities in [0, 1], [N, C, H, W]."""
+        return torch.sigmoid(self.model.decode_logits(latent, class_weights))
+
+
+class LogWeight(nn.Module):
+    """Graph: binary image, class weights and posterior noise to a log weight, and statistics."""
+
+    def __init__(self, model: ConditionalVariationalAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor, class_weights: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Map [N, C, H, W] in {0, 1}, [N, classes] and [N, latent] to three [N], in nats."""
+        return self.model.log_weight_and_statistics(data, class_weights, noise)
+
+
+def _bound(name: str, nats: Tensor, quantity: str, draws: str) -> Figure:
+    protocol = f"lower bound on {quantity}, pixels drawn 0 or 1 by their grey value once, {draws}"
+    return Figure(name, nats.mean().item(), "nats", protocol, standard_error(nats))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.core import latents as space
 from service.core import noise
+from service.core.ancestral import drawn
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
@@ -50,14 +51,20 @@ from service.errors import (
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
 
+_PIXEL_PROGRAMS: Mapping[str, Callable[..., Decoding]] = {
+    "raster_rows": painted,
+    "ancestral": drawn,
+}
+"""Those that draw pixel after pixel, where each may be forced."""
+
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents from the prior and decode them, or paint images row by row."""
+    """Draw latents from the prior and decode them, or draw images pixel after pixel."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
-    if manifest.program == "raster_rows":
+    if (draw := _PIXEL_PROGRAMS.get(manifest.program)) is not None:
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
-        return (yield from painted(manifest, request, free, seed))
+        return (yield from draw(manifest, request, free, seed))
     refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
     temperature = control(manifest, "temperature", request.temperature)
     truncation = control(manifest, "truncation", request.truncation)
@@ -69,7 +76,7 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
 
 
 def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
-    """Paint the rest of an image, `count` times, with its known pixels forced.
+    """Draw the rest of an image, `count` times, with its known pixels forced.
 
     The model is a product of conditionals in raster order: a pixel that is known after an unknown
     one can't influence it. `log_weight` says how well they fit: the log-probability of those late
@@ -88,7 +95,7 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
             "there are none here; give some in known, or leave out candidates"
         )
     forced = np.repeat(forced[None], request.drawn, axis=0)
-    result = yield from painted(manifest, request, forced, seed)
+    result = yield from _PIXEL_PROGRAMS[manifest.program](manifest, request, forced, seed)
     return result if request.candidates is None else _best(result, request.count)
 
 

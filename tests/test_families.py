@@ -24,12 +24,15 @@ ROOT = Path(__file__).parent.parent
 SIDE = 8
 
 TINY: Mapping[str, dict[str, Any]] = {
+    "autoregressive.fvbn.FullyVisibleBeliefNetwork": {},
     "autoregressive.gated_pixelcnn.GatedPixelCNN": {
         "classes": 3,
         "layers": 3,
         "channels": 4,
         "head_width": 8,
     },
+    "autoregressive.made.MADE": {"hidden_units": 12},
+    "autoregressive.nade.NADE": {"hidden_units": 12},
     "autoencoders.vae.VariationalAutoencoder": {
         "latent_size": 2,
         "width": 4,

@@ -62,6 +62,7 @@ _FUNCTIONS = {
     "log_mass_given_latent": ({"data", "latent"}, {"log_likelihood"}),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
+    "draw": ({"condition", "control", "forced", "noise"}, "levels"),
 }
 
 # The graphs that each operation runs, by the program that runs them.
@@ -77,6 +78,11 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "raster_rows": {
         "sample": ("row_step",),
         "complete": ("row_step",),
+        "likelihood": ("log_likelihood",),
+    },
+    "ancestral": {
+        "sample": ("draw",),
+        "complete": ("draw",),
         "likelihood": ("log_likelihood",),
     },
 }
@@ -328,7 +334,7 @@ class Manifest(Part):
     latent: Latent | None
     codes: Codes | None = None
     condition: Condition | None
-    program: Literal["single_pass", "raster_rows"]
+    program: Literal["single_pass", "raster_rows", "ancestral"]
     controls: dict[Literal["temperature", "truncation", "top_k", "top_p", "greedy"], Control]
     operations: dict[str, Operation]
     graphs: dict[str, Graph]
@@ -455,18 +461,38 @@ class Manifest(Part):
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
             "statistic": (),
-            "forced": self.event.shape[1:2],
-            "levels": self.event.shape[1:2],
         }
+        height, width, _ = self.event.shape
         for name, graph in self.graphs.items():
+            pixels = (height * width,) if name == "draw" else (width,)
+            here = shapes | {"forced": pixels, "levels": pixels}
             for port in (*graph.inputs, *graph.outputs):
-                if port.row_shape != shapes.get(port.role, port.row_shape):
+                if port.row_shape != here.get(port.role, port.row_shape):
                     raise ValueError(
                         f"port '{port.name}' of graph '{name}' has rows of shape "
-                        f"{port.row_shape}; by the manifest {port.role} is {shapes[port.role]}"
+                        f"{port.row_shape}; by the manifest {port.role} is {here[port.role]}"
                     )
                 if port.role == "codes" and port.dtype != "int64":
                     raise ValueError(f"port '{port.name}' of graph '{name}': codes are int64")
+        return self
+
+    @model_validator(mode="after")
+    def _a_draw_is_of_all_pixels_at_once(self) -> Self:
+        if (graph := self.graphs.get("draw")) is None:
+            return self
+        height, width, _ = self.event.shape
+        of_pixels = (
+            graph.input("forced"),
+            graph.input("noise"),
+            graph.output("log_likelihood_map"),
+        )
+        if any(port is None or port.row_shape != (height * width,) for port in of_pixels):
+            raise ValueError(
+                "graph 'draw' needs forced, noise and log_likelihood_map, a number for each pixel "
+                f"in raster order: rows of shape {(height * width,)}"
+            )
+        if [port.name for port in graph.inputs if port.role == "control"] != ["temperature"]:
+            raise ValueError("graph 'draw' must take one control, 'temperature'")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.core import latents as space
 from service.core import noise, priors
+from service.core.ancestral import drawn
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
@@ -45,21 +46,27 @@ from service.errors import InvalidLatent, InvalidRequest, OperationNotOffered
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
 
+_PIXEL_PROGRAMS: Mapping[str, Callable[..., Decoding]] = {
+    "raster_rows": painted,
+    "ancestral": drawn,
+}
+"""Those that draw pixel after pixel, where each may be forced."""
+
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents or codes from the prior and decode them, or paint images row by row."""
+    """Draw latents or codes from the prior and decode them, or draw images pixel after pixel."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
-    if manifest.program == "raster_rows":
+    if (draw := _PIXEL_PROGRAMS.get(manifest.program)) is not None:
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
-        return (yield from painted(manifest, request, free, seed))
+        return (yield from draw(manifest, request, free, seed))
     weights = class_weights(manifest, request.condition, request.count, seed)
     drawn = yield from priors.draw(manifest, request, weights, seed)
     return (yield from _decoded(manifest, drawn, weights, seed, request.scale))
 
 
 def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
-    """Paint the rest of an image, `count` times, with its known pixels forced.
+    """Draw the rest of an image, `count` times, with its known pixels forced.
 
     The model is a product of conditionals in raster order: a pixel that is known after an unknown
     one can't influence it. `log_weight` says how well they fit: the log-probability of those late
@@ -78,7 +85,7 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
             "there are none here; give some in known, or leave out candidates"
         )
     forced = np.repeat(forced[None], request.drawn, axis=0)
-    result = yield from painted(manifest, request, forced, seed)
+    result = yield from _PIXEL_PROGRAMS[manifest.program](manifest, request, forced, seed)
     return result if request.candidates is None else _best(result, request.count)
 
 

@@ -1,4 +1,4 @@
-"""Painting: what a raster model is asked row by row, and what comes of it."""
+"""Painting: what a model that draws pixel after pixel is asked, and what comes of it."""
 
 from collections.abc import Generator, Mapping
 from typing import NamedTuple
@@ -40,17 +40,27 @@ def painted(
     controls = _row_controls(manifest, request)
     graph = "row_step_filtered" if len(controls) > 1 else "row_step"
     weights = class_weights(manifest, request.condition, len(forced), seed)
-    uniforms = _pixel_noise(manifest.graphs[graph], seed, forced.shape)
-    if controls["temperature"] == 0.0:
-        uniforms = np.zeros_like(uniforms)  # of equally likely levels, greedy takes the lowest
+    uniforms = pixel_noise(manifest.graphs[graph], seed, forced.shape, controls["temperature"])
     canvas = Canvas(
         uniforms=uniforms,
         forced=forced,
         class_weights=weights,
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
-        level_step=_level_step(manifest),
+        level_step=level_step(manifest),
     )
     outputs = yield Paint(graph, canvas, seed)
+    return picture(manifest, request, forced, outputs, weights, seed)
+
+
+def picture(
+    manifest: Manifest,
+    request: SampleRequest,
+    forced: NDArray[np.int64],
+    outputs: Mapping[str, Array],
+    weights: Array | None,
+    seed: int,
+) -> GenerationResult:
+    """Return images [N, H, W, 1] of the levels, of images, and log_probability [N, H, W]."""
     log_probability = outputs["log_probability"].astype(np.float64)
     late = late_known(forced)
     levels = outputs["levels"][:, :, :, None]
@@ -67,10 +77,17 @@ def painted(
     )
 
 
-def _pixel_noise(graph: Graph, seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel."""
+def pixel_noise(
+    graph: Graph, seed: int, shape: tuple[int, ...], temperature: float
+) -> NDArray[np.float32]:
+    """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel.
+
+    At temperature 0 they are zeros: of equally likely levels, greedy takes the lowest.
+    """
+    if temperature == 0.0:
+        return np.zeros(shape, np.float32)
     port = graph.input("noise")
-    assert port is not None, "a row step draws its pixels by noise"
+    assert port is not None, "pixels are drawn by noise"
     count, height, width = shape
     items = np.arange(count, dtype=np.uint64)
     uniforms = noise.uniform(
@@ -112,7 +129,7 @@ def forced_levels(
     Raises BinarisationRequired where the model is of binary images and a known pixel is grey: which
     of the two it is forced to be, the client must say.
     """
-    forced, between = np.divmod(levels.astype(np.int64), _level_step(manifest))
+    forced, between = np.divmod(levels.astype(np.int64), level_step(manifest))
     if np.any(between[known]):
         raise BinarisationRequired(
             f"{manifest.name} is a distribution over binary images, and known pixels hold levels "
@@ -122,21 +139,23 @@ def forced_levels(
     return np.where(known, forced, -1)
 
 
-def _level_step(manifest: Manifest) -> int:
+def level_step(manifest: Manifest) -> int:
     """Return the distance between neighbouring levels of the model, in levels of images."""
     return (manifest.event.levels - 1) // (manifest.drawn_levels - 1)
 
 
-def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
-    """Return the controls of a row step by port: temperature, and top_k and top_p if asked for.
-
-    Greedy is temperature 0, which a request can't ask for by number.
-    """
+def sharpness(manifest: Manifest, request: SampleRequest) -> float:
+    """Return the temperature; greedy is 0, which a request can't ask for by number."""
     temperature = control(manifest, "temperature", request.temperature)
     greedy = control(manifest, "greedy", request.greedy)
     if greedy and request.temperature is not None:
         raise InvalidRequest("greedy takes the most likely level: leave out temperature")
-    controls = {"temperature": 0.0 if greedy else 1.0 if temperature is None else temperature}
+    return 0.0 if greedy else 1.0 if temperature is None else temperature
+
+
+def _row_controls(manifest: Manifest, request: SampleRequest) -> dict[str, float]:
+    """Return the controls of a row step by port: temperature, and top_k and top_p if asked for."""
+    controls = {"temperature": sharpness(manifest, request)}
     top_k = control(manifest, "top_k", request.top_k)
     top_p = control(manifest, "top_p", request.top_p)
     if top_k is not None or top_p is not None:

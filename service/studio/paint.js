@@ -123,6 +123,13 @@ export async function show(root, { state, signal, models }) {
     }
   }
 
+  /** The image on the pad as the model takes it: black and white, where it draws nothing else. */
+  function forced() {
+    const image = pad.image();
+    if (!manifest.preprocess.binarisation) return image;
+    return { ...image, values: image.values.map((level) => (level < 128 ? 0 : 255)) };
+  }
+
   async function request() {
     const body = {
       model: manifest.name,
@@ -132,7 +139,7 @@ export async function show(root, { state, signal, models }) {
       ...controlsOf(manifest.controls, state),
     };
     if (!isBegun()) return ["/sample/stream", body];
-    return ["/complete/stream", { ...body, image: await toPng(pad.image()), prefix_rows: rowsKept() }];
+    return ["/complete/stream", { ...body, image: await toPng(forced()), prefix_rows: rowsKept() }];
   }
 
   async function paint() {
@@ -197,7 +204,7 @@ export async function show(root, { state, signal, models }) {
     const cells = Array.from({ length: images }, (_, index) => {
       const target = canvas(shape, scale, `Image ${index + 1}, being painted`);
       resize(target, scale);
-      if (known) draw(target, pad.image().values.subarray(0, known * shape[1] * shape[2]), shape[1], shape[2]);
+      if (known) draw(target, forced().values.subarray(0, known * shape[1] * shape[2]), shape[1], shape[2]);
       return element("div", { class: "cell growing", style: { "--done": known / shape[0], "--known": known / shape[0] } }, target);
     });
     easel.replaceChildren(...cells);
@@ -226,9 +233,11 @@ export async function show(root, { state, signal, models }) {
 
   /** Draw what the answer holds over what the events said: it is the same, or the page is wrong. */
   async function finish(cells, { images }) {
+    gauge.value = 1; // a model that shows no rows on the way comes to its end at once
     for (const [index, png] of images.entries()) {
       const { values } = await fromPng(png, manifest.event.shape);
       draw(cells[index].firstChild, values, manifest.event.shape[1], manifest.event.shape[2]);
+      cells[index].style.setProperty("--done", 1);
       cells[index].firstChild.setAttribute("aria-label", `Image ${index + 1} of seed ${state.number("seed", 1)}, painted`);
       cells[index].dataset.png = png;
     }

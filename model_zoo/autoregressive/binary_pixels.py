@@ -1,0 +1,133 @@
+"""What the families that draw one binary pixel after another have in common.
+
+Each is p(x) = prod_d p(x_d | x_<d) over the pixels in reading order, every factor a Bernoulli
+distribution whose log odds it computes in its own way. While training, every pixel is drawn afresh
+with its grey value as probability (dynamic binarisation).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from model_zoo.autoregressive.draw import Draw, Recurrence
+from model_zoo.cards import (
+    BINARISATION,
+    EXACT_PROBABILITY,
+    image_event,
+    image_preprocess,
+    sampling_controls,
+)
+from model_zoo.data import in_chunks
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.layers import binarise, standard_error
+
+CHUNK = 250  # images measured at a time
+
+
+class BinaryPixels(Family):
+    """A density over binary images, exact, pixel after pixel."""
+
+    family: str
+    """The word for people."""
+    published: ClassVar[Mapping[str, Any]]
+    """The figure to set ours beside: dataset, value and source."""
+
+    def __init__(self, image_shape: tuple[int, int, int]):
+        """Build for grey images [1, height, width]."""
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.pixels = math.prod(self.image_shape)
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Map x [N, D] in {0, 1} to the log odds of x_d = 1 given x_<d, [N, D]."""
+
+    @abstractmethod
+    def recurrence(self) -> Recurrence:
+        """Return the steps by which pixels are drawn."""
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Return log p(x_d | x_<d) in nats, [N, D], for x [N, D] in {0, 1}."""
+        return logsigmoid((2 * x - 1) * self.logits(x))
+
+    def objectives(self) -> dict[str, Objective]:
+        """Return the one loss: -log p(x) of binarised images, in nats."""
+        return {"likelihood": Objective(list(self.parameters()), self._loss)}
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return -self._log_likelihood(binarise(batch.images, generator)).mean()
+
+    def _log_likelihood(self, images: Tensor) -> Tensor:
+        return self.log_probabilities(images.flatten(1)).sum(dim=1)
+
+    @torch.no_grad()
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Measure the exact log-likelihood of all images, each binarised once."""
+        binary = Batch(binarise(data.images, generator), data.labels)
+        nats = torch.cat([self._log_likelihood(part.images) for part in in_chunks(binary, CHUNK)])
+        protocol = "exact log P(x), pixels drawn 0 or 1 by their grey value once"
+        return [
+            Figure(
+                "log_likelihood",
+                nats.mean().item(),
+                "nats",
+                protocol,
+                standard_error(nats),
+                self.published,
+            )
+        ]
+
+    def card(self) -> Card:
+        """Describe the model to those who serve it."""
+        controls = sampling_controls(levels=2)
+        return Card(
+            family=self.family,
+            event=image_event(self.image_shape),
+            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
+            # Of two levels, top_k and top_p leave both or one: that is greedy.
+            controls={name: controls[name] for name in ("greedy", "temperature")},
+            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
+            program="ancestral",
+        )
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return draw and log_likelihood; sets eval mode."""
+        draw = Draw(self.recurrence(), self.pixels).eval()
+        outputs = (
+            Port("log_likelihood", "log_likelihood", ()),
+            Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:]),
+            Port("predictive_entropy", "statistic", ()),
+        )
+        data = Port("data", "data", self.image_shape)
+        return (
+            Graph("draw", draw, draw.input_ports(), draw.output_ports()),
+            Graph("log_likelihood", LogProbabilityAndEntropy(self).eval(), (data,), outputs),
+        )
+
+
+class LogProbabilityAndEntropy(nn.Module):
+    """Graph: binary image to log p(x), pixel by pixel too, and what it was to be."""
+
+    def __init__(self, model: BinaryPixels):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map [N, 1, H, W] in {0, 1} to nats, [N], [N, H, W] and [N].
+
+        The last is the entropy of p(x_d | x_<d), summed over the pixels: what -log p(x) would be on
+        average, if the model drew each pixel after those that the image has before it.
+        """
+        x = data.flatten(1)
+        logits = self.model.logits(x)
+        of_pixels = logsigmoid((2 * x - 1) * logits)
+        on = torch.sigmoid(logits)
+        entropies = -on * logsigmoid(logits) - (1 - on) * logsigmoid(-logits)
+        return of_pixels.sum(dim=1), of_pixels.view_as(data).squeeze(1), entropies.sum(dim=1)

@@ -60,6 +60,9 @@ _FUNCTIONS = {
     "log_mass_given_latent": ({"data", "latent"}, "log_likelihood"),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
+    "start": ({"noise"}, "cache"),
+    "transition": ({"cache", "control", "forced", "noise", "steps"}, "levels"),
+    "reconstruct": ({"data"}, "data"),
 }
 
 # The graphs that each operation runs, by the program that runs them.
@@ -75,6 +78,14 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "raster_rows": {
         "sample": ("row_step",),
         "complete": ("row_step",),
+        "likelihood": ("log_likelihood",),
+    },
+    "markov_chain": {
+        "sample": ("start", "transition"),
+        "complete": ("start", "transition"),
+        "decode": ("decode",),
+        "encode": ("encode",),
+        "reconstruct": ("reconstruct",),
         "likelihood": ("log_likelihood",),
     },
 }
@@ -148,7 +159,9 @@ class Latent(Part):
 
     space: str
     shape: tuple[Size]
-    prior: Literal["standard_normal"]
+    prior: Literal["standard_normal", "none"] = Field(
+        description="what latents are drawn from; none where they are not drawn alone"
+    )
 
 
 class Condition(Part):
@@ -190,7 +203,7 @@ class Port(Part):
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map", "statistic",
+        "cache", "forced", "steps", "levels", "log_likelihood", "log_likelihood_map", "statistic",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -246,6 +259,9 @@ class Operation(Part):
     estimator: str | None = Field(None, description="mean of `draws` log weights")
     draws: Size | None = None
     importance_estimator: str | None = Field(None, description="log mean of weights")
+    normaliser_standard_error: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="nats, of an estimated log normaliser: the error that all images share"
+    )
     conditioning: Literal["given", "none", "marginal"] | None = None
 
 
@@ -293,8 +309,14 @@ class Manifest(Part):
     preprocess: Preprocess
     latent: Latent | None
     condition: Condition | None
-    program: Literal["single_pass", "raster_rows"]
-    controls: dict[Literal["temperature", "truncation", "top_k", "top_p", "greedy"], Control]
+    program: Literal["single_pass", "raster_rows", "markov_chain"]
+    controls: dict[
+        Literal[
+            "temperature", "truncation", "top_k", "top_p", "greedy",
+            "burn_in", "thinning", "chains",
+        ],
+        Control,
+    ]  # fmt: skip
     operations: dict[str, Operation]
     graphs: dict[str, Graph]
     test_vectors: TestVectors
@@ -308,6 +330,11 @@ class Manifest(Part):
         """How many levels a pixel can have under the model: two where its images are binary."""
         binarisation = self.preprocess.binarisation
         return binarisation.levels if binarisation else self.event.levels
+
+    @property
+    def level_step(self) -> int:
+        """The distance between neighbouring levels of the model, in levels of images."""
+        return (self.event.levels - 1) // (self.drawn_levels - 1)
 
     @model_validator(mode="after")
     def _operations_can_run(self) -> Self:
@@ -360,6 +387,26 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
+    def _a_chain_can_go_on(self) -> Self:
+        if self.program != "markov_chain":
+            return self
+        start, transition = self.graphs.get("start"), self.graphs.get("transition")
+        if start is None or transition is None:
+            raise ValueError("a markov_chain needs the graphs 'start' and 'transition'")
+        states = (start.output("cache"), transition.input("cache"), transition.output("cache"))
+        if None in states or len({port.row_shape for port in states if port}) != 1:
+            raise ValueError("'start' and 'transition' must have states of one shape, as caches")
+        noise, steps = transition.input("noise"), transition.input("steps")
+        if noise is None or not noise.row_shape or steps is None:
+            raise ValueError("'transition' needs steps, and noise of [steps, ...]")
+        if (transition.input("control") is None) == ("temperature" in self.controls):
+            raise ValueError("'transition' takes a control 'temperature' where the model has one")
+        for name in ("burn_in", "thinning"):
+            if name not in self.controls or self.controls[name].default is None:
+                raise ValueError(f"a markov_chain needs a control '{name}' with a default")
+        return self
+
+    @model_validator(mode="after")
     def _a_likelihood_says_what_it_means(self) -> Self:
         meaning = self.operations.get("likelihood")
         if meaning is None:
@@ -373,6 +420,8 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _ports_have_the_shapes_of_what_they_carry(self) -> Self:
+        height, width, _ = self.event.shape
+        drawn_at_once = (height, width) if self.program == "markov_chain" else (width,)
         shapes: dict[str, tuple[int, ...] | None] = {
             "data": self.preprocess.row_shape(self.event),
             "latent": self.latent.shape if self.latent else None,
@@ -380,8 +429,9 @@ class Manifest(Part):
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
             "statistic": (),
-            "forced": self.event.shape[1:2],
-            "levels": self.event.shape[1:2],
+            "steps": (),
+            "forced": drawn_at_once,
+            "levels": drawn_at_once,
         }
         for name, graph in self.graphs.items():
             for port in (*graph.inputs, *graph.outputs):

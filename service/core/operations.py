@@ -15,6 +15,7 @@ from service.core import latents as space
 from service.core import noise
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.chains import CHAIN_CONTROLS, FREE, chained, rows_of_a_call
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
 from service.core.likelihood import likelihood, rows_for_image
@@ -52,13 +53,16 @@ Encoding = Generator[Call, Outputs, EncodeResult]
 
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents from the prior and decode them, or paint images row by row."""
+    """Draw latents from the prior and decode them, paint images row by row, or run chains."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
     if manifest.program == "raster_rows":
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
         return (yield from painted(manifest, request, free, seed))
-    refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
+    if manifest.program == "markov_chain":
+        free = np.full(manifest.event.shape[:2], FREE)
+        return (yield from chained(manifest, request, free, seed))
+    refuse_controls(manifest, request, ("top_k", "top_p", "greedy", *CHAIN_CONTROLS))
     temperature = control(manifest, "temperature", request.temperature)
     truncation = control(manifest, "truncation", request.truncation)
     size, temperature = _latent_size(manifest), 1.0 if temperature is None else temperature
@@ -69,10 +73,11 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
 
 
 def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
-    """Paint the rest of an image, `count` times, with its known pixels forced.
+    """Draw the rest of an image, `count` times, with its known pixels forced.
 
-    The model is a product of conditionals in raster order: a pixel that is known after an unknown
-    one can't influence it. `log_weight` says how well they fit: the log-probability of those late
+    A chain clamps them, wherever they are: all of them influence all others. A painted model is a
+    product of conditionals in raster order: a pixel that is known after an unknown one can't
+    influence it. `log_weight` says how well they fit: the log-probability of those late
     known pixels, by which completions can be ranked.
     """
     check_range("count", request.count, 1, limits.count)
@@ -82,6 +87,8 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
     known = known_pixels(manifest, request)
     forced = forced_levels(manifest, levels, known)
+    if manifest.program == "markov_chain":
+        return (yield from _clamped(manifest, request, forced, seed))
     if request.candidates is not None and not late_known(forced[None]).any():
         raise InvalidRequest(
             "candidates are ranked by how well known pixels fit that come after unknown ones, and "
@@ -90,6 +97,17 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     forced = np.repeat(forced[None], request.drawn, axis=0)
     result = yield from painted(manifest, request, forced, seed)
     return result if request.candidates is None else _best(result, request.count)
+
+
+def _clamped(
+    manifest: Manifest, request: CompleteRequest, forced: NDArray[np.int64], seed: int
+) -> Decoding:
+    if request.candidates is not None:
+        raise InvalidRequest(
+            f"{manifest.name} runs chains in which every known pixel counts from the start, so "
+            "there is no log_weight to choose candidates by; leave out candidates"
+        )
+    return (yield from chained(manifest, request, forced, seed))
 
 
 def _best(result: GenerationResult, count: int) -> GenerationResult:
@@ -141,14 +159,27 @@ def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encodi
 
 
 def reconstruct(manifest: Manifest, request: ReconstructRequest, limits: Limits) -> Decoding:
-    """Map images to the mean of their latents and back."""
+    """Map images to the mean of their latents and back, or as the model's own graph does."""
     seed = _seed(request.seed)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "reconstruct", levels, request.binarisation, seed)
+    if "reconstruct" in manifest.graphs:
+        return (yield from _reconstructed(manifest, request, levels, seed))
     latents, _ = yield from _encoded(manifest, levels)
     weights = class_weights(manifest, request.condition, len(latents), seed)
     images = yield from _decoded(manifest, latents, weights, seed, request.scale)
     return GenerationResult(images=images, latents=latents, class_weights=weights, seed=seed)
+
+
+def _reconstructed(
+    manifest: Manifest, request: ReconstructRequest, levels: NDArray[np.uint8], seed: int
+) -> Decoding:
+    class_weights(manifest, request.condition, len(levels), seed)  # refuses what there is not
+    graph = manifest.graphs["reconstruct"]
+    inputs = feed(graph, no_noise, data=to_values(manifest, levels))
+    values = output(graph, (yield Call("reconstruct", inputs)), "data")
+    images = to_images(manifest, values, request.scale)
+    return GenerationResult(images=images, latents=None, class_weights=None, seed=seed)
 
 
 def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits) -> Decoding:
@@ -200,6 +231,8 @@ def begin(
 def work(manifest: Manifest, request: Request) -> int:
     """Return how many rows a request makes arrays for, before anything is checked or made."""
     match request:
+        case SampleRequest() if manifest.program == "markov_chain":
+            return request.count * rows_of_a_call(manifest)
         case CompleteRequest():
             return request.drawn
         case SampleRequest():

@@ -39,6 +39,9 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
     match port.role, port.distribution:
         case ("latent", _) | ("noise", "normal"):
             return generator.standard_normal((ROWS, *port.shape))
+        case "noise", "uniform" if _highest_step(graph):
+            # Noise of many steps would be most of an artifact: 8 bits of each number pack well.
+            return (generator.integers(256, size=(ROWS, *port.shape)) + 0.5) / 256
         case "noise", "uniform":
             return generator.random((ROWS, *port.shape), np.float32)  # rounding never makes it 1
         case ("codes", _) if card.codes is not None:
@@ -47,6 +50,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return _to_graph_values(_draw_levels(card, generator), card)
         case "cache", _:
             return generator.uniform(-1, 1, (ROWS, *port.shape))  # as inputs and gates are
+        case "steps", _:
+            return generator.integers(0, _highest_step(graph) + 1, (ROWS, *port.shape))
         case "forced", _:
             # About one value in three is forced, the others are free.
             highest = _levels(card)
@@ -58,8 +63,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
     raise ExportError(
         f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
-        f"'{port.role}'; it is latent, data, noise (normal or uniform), cache, forced, or "
-        "codes, a condition or a control that the card describes"
+        f"'{port.role}'; it is latent, codes, data, noise (normal or uniform), cache, forced, "
+        "steps, or a condition or control that the card describes"
     )
 
 
@@ -70,6 +75,13 @@ def _draw_codes(maps: Sequence[Mapping[str, Any]], generator: np.random.Generato
         for each in maps
     ]
     return np.concatenate(parts, axis=1)
+
+
+def _highest_step(graph: Graph) -> int:
+    """Return how many steps a graph makes at most by its noise; 0 if it is not asked how many."""
+    if all(port.role != "steps" for port in graph.inputs):
+        return 0
+    return next(port.shape[0] for port in graph.inputs if port.role == "noise")
 
 
 def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:

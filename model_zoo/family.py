@@ -63,7 +63,7 @@ class Figure:
 class Port:
     """An input or output of a graph. `shape` leaves out the batch axis, which is the first.
 
-    Roles of inputs: data, latent, codes, condition, noise, control, cache, forced. Roles of
+    Roles of inputs: data, latent, codes, condition, noise, control, cache, forced, steps. Roles of
     outputs: data, latent, latent_deviation, codes, levels, log_likelihood and log_likelihood_map
     (nats), statistic, cache. A noise input also names its `distribution` (uniform or normal) and
     its `purpose`, which keys the noise scheme. A statistic is one more number that the graph
@@ -91,10 +91,12 @@ class Port:
 class Graph:
     """A pure function to be served: `module(*inputs)` returns a tensor, or a tuple as `outputs`.
 
-    Its name says which function it is: decode, encode, prior (what decode takes, of noise),
-    log_likelihood, row_step. Two more may stand
-    beside log_likelihood: background_log_likelihood, that of a model of nearest pixels alone, which
-    takes the same condition, and log_mass_given_latent, log p(x|z).
+    Its name says which function it is: decode, encode, reconstruct, prior (what decode takes, of
+    noise), draw (a whole event, position after position), log_likelihood, row_step. Two more may
+    stand beside log_likelihood: background_log_likelihood, that of a model of nearest pixels alone,
+    which takes the same condition, and log_mass_given_latent, log p(x|z). The program markov_chain
+    runs start, noise to the state of a chain, and transition, which makes so many steps of its
+    noise [most steps, ...] as the input of role steps says.
     Pure means that it draws no randomness and keeps no state: noise enters as an input, and row i
     of every output depends on row i of the inputs only. An existing ONNX file may stand in for the
     module; its inputs and outputs are then matched to the ports by order.

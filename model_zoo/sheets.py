@@ -1,7 +1,8 @@
-"""Sample sheets: what a model's decode graph paints from fixed noise, as one PNG."""
+"""Sample sheets: what a model's decode graph or its chain paints from fixed noise, as one PNG."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,26 +14,56 @@ from model_zoo.family import Card, Family, Graph, Port
 
 ROWS = 10
 SHEET_SEED = 0
+CHAIN_CALLS = 20  # of a transition: enough to tell digits from noise
 
 
 @torch.no_grad()
 def write_sample_sheet(model: Family, path: Path) -> None:
     """Write ROWS x ROWS samples from the prior, one class a column where there are classes.
 
-    Does nothing for a model without a decode graph. Leaves the model in eval mode.
+    Those of a chain are what it has come to. Does nothing for a model with neither a chain nor a
+    decode graph. Leaves the model in eval mode.
     """
     graphs = {graph.name: graph for graph in model.graphs()}
-    if "decode" not in graphs:
-        return
     generator = torch.Generator().manual_seed(SHEET_SEED)
     device = next(model.parameters()).device
     card = model.card()
-    drawn: dict[str, Tensor] = {}  # what the prior gives, by role
-    if "prior" in graphs:
-        drawn = _run(graphs["prior"], drawn, card, generator, device)
-    levels = to_levels(_run(graphs["decode"], drawn, card, generator, device)["data"], card)
+    if "transition" in graphs:
+        levels = _end_of_chains(graphs, generator, device)
+    elif "decode" in graphs:
+        drawn: dict[str, Tensor] = {}  # what the prior gives, by role
+        if "prior" in graphs:
+            drawn = _run(graphs["prior"], drawn, card, generator, device)
+        levels = to_levels(_run(graphs["decode"], drawn, card, generator, device)["data"], card)
+    else:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_grid(levels).cpu().numpy()).save(path)
+
+
+def _end_of_chains(
+    graphs: Mapping[str, Graph], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Return the binary pictures of chains at temperature 1, levels [N, 1, H, W]."""
+    start, transition = graphs["start"], graphs["transition"]
+    fixed = {
+        "steps": lambda port: torch.full((ROWS * ROWS,), _noise_of(transition).shape[0]),
+        "forced": lambda port: torch.full((ROWS * ROWS, *port.shape), -1),
+        "control": lambda port: torch.ones(ROWS * ROWS, *port.shape),
+        "noise": lambda port: torch.rand(ROWS * ROWS, *port.shape, generator=generator),
+    }
+    state = start.module(fixed["noise"](_noise_of(start)).to(device))
+    for _ in range(CHAIN_CALLS):
+        inputs = [
+            state if port.role == "cache" else fixed[port.role](port).to(device)
+            for port in transition.inputs
+        ]
+        state, levels = transition.module(*inputs)
+    return (255 * levels).unsqueeze(1).to(torch.uint8)
+
+
+def _noise_of(graph: Graph) -> Port:
+    return next(port for port in graph.inputs if port.role == "noise")
 
 
 def to_levels(values: Tensor, card: Card) -> Tensor:

@@ -206,6 +206,7 @@ class Run:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": {name: opt.state_dict() for name, opt in self.optimisers.items()},
+            "buffers": dict(self.model.named_buffers()),  # those too that are no weights
             "generator": self.generator.get_state(),
             "processor_seconds": self.processor_seconds,
         }
@@ -223,6 +224,8 @@ class Run:
         self.epoch, self.best = state["epoch"], state["best"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"])
@@ -258,9 +261,13 @@ def round_to_half(model: Trainable) -> Trainable:
     """Round weights to numbers that float16 holds, in place, and return a copy of that type.
 
     Files are half as large, and what is measured is what is served: in float32, with these numbers.
+    A buffer of float64 asks for its precision and keeps it.
     Raises TrainingError where a weight is beyond float16's range.
     """
-    halves = deepcopy(model).half()
+    halves = deepcopy(model)
+    for tensor in (*halves.parameters(), *halves.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.data = tensor.data.half()
     state = halves.state_dict()
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise TrainingError("a weight is above 65504, the largest of float16: train it smaller")

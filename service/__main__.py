@@ -144,6 +144,9 @@ def _add_generation_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top-k", type=int, help="most likely levels to draw each pixel from")
     command.add_argument("--top-p", type=float, help="share of probability to draw it from")
     command.add_argument("--greedy", action="store_true", default=None, help="take its likeliest")
+    command.add_argument("--burn-in", type=int, help="steps of a chain before its first image")
+    command.add_argument("--thinning", type=int, help="steps between images of one chain")
+    command.add_argument("--chains", type=int, help="take the images from so many chains in turn")
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
 
 
@@ -285,7 +288,7 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 def _generation(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("model", "count", "seed", "class_label", "temperature", "truncation")
-    controls = ("top_k", "top_p", "greedy")
+    controls = ("top_k", "top_p", "greedy", "burn_in", "thinning", "chains")
     return {name: getattr(arguments, name) for name in (*names, *controls)}
 
 

@@ -66,6 +66,12 @@ TINY: Mapping[str, dict[str, Any]] = {
     "flows.glow.Glow": {"widths": (4, 4), "steps": (2, 2)},
     "flows.nice.NICE": {"couplings": 2, "width": 4, "layers": 2},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
+    "energy.rbm.RestrictedBoltzmannMachine": {"hidden_units": 6, "annealing_steps": 100},
+    "energy.deep_boltzmann_machine.DeepBoltzmannMachine": {
+        "hidden_units": (6, 5),
+        "annealing_steps": 100,
+    },
+    "energy.gsn.GenerativeStochasticNetwork": {"hidden_units": (6, 5)},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
 }
 
@@ -106,6 +112,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in TINY:
         family = build(name)
         take_a_step(family)
+        images = torch.randint(0, 256, (32, 1, SIDE, SIDE)).float()
+        family.eval().conclude(Batch(images, torch.arange(32) % 3), torch.Generator())
         export_artifact(
             folder,
             name=artifact_name(name),

@@ -149,7 +149,9 @@ class Likelihood(BaseModel):
 
     log_likelihood: float | None = Field(None, description="nats; null where it is not finite")
     standard_error: float | None = Field(
-        None, description="nats, of the Monte Carlo draws; null for one draw"
+        None,
+        description="nats, of the Monte Carlo draws and of an estimated normaliser; null for one "
+        "draw and no such normaliser",
     )
     bits_per_dim: float | None = Field(
         None, description="-log2 of the probability over the image's values; null without levels"

@@ -125,6 +125,13 @@ class SampleBody(GenerationBody):
     greedy: bool | None = None
     """Take the most likely level of each pixel; where the model's controls list it, and without
     `temperature`."""
+    burn_in: int | None = None
+    """Steps that a chain makes before its first image; where the model's controls list it."""
+    thinning: int | None = None
+    """Steps between images of one chain, 1 or more; where the model's controls list it."""
+    chains: int | None = None
+    """Take the images from so many chains in turn, 1 or more; where the model's controls list it.
+    Left out, each image has a chain of its own, and images are independent."""
 
     def to_core(self) -> core.SampleRequest:
         """Return the core's request."""
@@ -137,6 +144,9 @@ class SampleBody(GenerationBody):
             top_k=self.top_k,
             top_p=self.top_p,
             greedy=self.greedy,
+            burn_in=self.burn_in,
+            thinning=self.thinning,
+            chains=self.chains,
             scale=self.scale,
         )
 
@@ -152,7 +162,7 @@ class CompleteBody(SampleBody):
     """So many of its first rows are known, 0 to its height; give this or `known`."""
     known: Booleans | None = None
     """Which of its pixels are known, [height, width], true where they are kept. A known pixel
-    influences only pixels that come after it in raster order."""
+    influences only pixels that come after it in raster order, unless the model runs chains."""
     candidates: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
     """Draw so many completions, `count` to the server's limit of images, and answer the `count`
     with the highest log_weight, best first. Where `known` has pixels after unknown ones; else all

@@ -9,7 +9,7 @@ from service.core.calls import Call, Outputs, feed, output
 from service.core.conditions import class_weights
 from service.core.controls import refuse_controls
 from service.core.manifest import Manifest, Port
-from service.core.painting import level_step, picture, pixel_noise, sharpness
+from service.core.painting import picture, pixel_noise, sharpness
 from service.core.requests import Array, GenerationResult, SampleRequest
 
 
@@ -21,7 +21,7 @@ def drawn(
     They are levels of the model, as `forced_levels` returns them. Noise, controls and what is
     answered are as where rows are painted.
     """
-    refuse_controls(manifest, request, ("truncation", "top_k", "top_p"))
+    refuse_controls(manifest, request, ("temperature", "greedy"))
     graph, count = manifest.graphs["draw"], len(forced)
     temperature = sharpness(manifest, request)
     weights = class_weights(manifest, request.condition, count, seed)
@@ -32,13 +32,13 @@ def drawn(
     inputs = feed(
         graph,
         rows_of_noise,
+        {"temperature": np.full(count, temperature)},
         forced=forced.reshape(count, -1),
         condition=weights,
-        control=np.full(count, temperature),
     )
     outputs = yield Call("draw", inputs)
     of_pixels = {
-        "levels": output(graph, outputs, "levels") * level_step(manifest),
+        "levels": output(graph, outputs, "levels") * manifest.level_step,
         "log_probability": output(graph, outputs, "log_likelihood_map"),
     }
     shaped = {name: values.reshape(forced.shape) for name, values in of_pixels.items()}

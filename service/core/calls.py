@@ -47,11 +47,15 @@ def feed(
 
 
 def noise_of_port(
-    port: Port, seeds: NDArray[np.uint64], items: NDArray[np.uint64], draws: int
+    port: Port,
+    seeds: NDArray[np.uint64],
+    items: NDArray[np.uint64],
+    draws: int,
+    start: int = 0,
 ) -> NDArray[np.float32]:
-    """Return [N, draws * size of one row] of the port's distribution."""
+    """Return [N, draws * size of one row] of the port's distribution, from a position on."""
     size = draws * int(np.prod(port.row_shape))
-    uniforms = noise.uniform(seeds, str(port.purpose), items, size)
+    uniforms = noise.uniform(seeds, str(port.purpose), items, size, start)
     if port.distribution == "normal":
         return noise.normal(uniforms).astype(np.float32)
     return noise.to_float32(uniforms)

@@ -1,10 +1,14 @@
 """Controls: the numbers that a model lets a request set, by its manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from typing import get_args
 
-from service.core.manifest import Manifest
+from service.core.manifest import ControlName, Manifest
 from service.core.requests import SampleRequest, check_range
 from service.errors import ControlNotOffered
+
+CONTROLS: tuple[ControlName, ...] = get_args(ControlName)
+"""Every control, of whatever program."""
 
 
 def control(manifest: Manifest, name: str, value: float | None) -> float | None:
@@ -24,7 +28,8 @@ def control(manifest: Manifest, name: str, value: float | None) -> float | None:
     return value
 
 
-def refuse_controls(manifest: Manifest, request: SampleRequest, names: Sequence[str]) -> None:
-    """Refuse controls that mean nothing to the model's program, with those that it has."""
-    for name in names:
-        control(manifest, name, getattr(request, name))
+def refuse_controls(manifest: Manifest, request: SampleRequest, taken: Collection[str]) -> None:
+    """Refuse every control but those `taken`, which alone mean something to the model's program."""
+    for name in CONTROLS:
+        if name not in taken:
+            control(manifest, name, getattr(request, name))

@@ -77,6 +77,7 @@ def likelihood(
     calibration = applicable(calibrations, request, protocol)
     outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
     score, error, _ = _log_likelihood(manifest, estimate, outputs)
+    error = _with_error_of_normaliser(error, meaning.normaliser_standard_error, len(score))
     anomaly = None
     if calibration is not None:
         statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
@@ -96,6 +97,17 @@ def likelihood(
         log_likelihood_map=_map(manifest, estimate, outputs) if _wants_map(request) else None,
         anomaly=anomaly,
     )
+
+
+def _with_error_of_normaliser(
+    error: Floats | None, of_normaliser: float | None, images: int
+) -> Floats | None:
+    """Return the standard error [N] of draws and of a normaliser that was estimated once."""
+    if of_normaliser is None:
+        return error
+    of_draws = np.zeros(images) if error is None else error
+    both: Floats = np.hypot(of_draws, of_normaliser)
+    return both
 
 
 def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Measuring:

@@ -62,7 +62,10 @@ _FUNCTIONS = {
     "log_mass_given_latent": ({"data", "latent"}, {"log_likelihood"}),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
-    "draw": ({"condition", "control", "forced", "noise"}, "levels"),
+    "draw": ({"condition", "control", "forced", "noise"}, {"levels"}),
+    "start": ({"noise"}, {"cache"}),
+    "transition": ({"cache", "control", "forced", "noise", "steps"}, {"levels"}),
+    "reconstruct": ({"data"}, {"data"}),
 }
 
 # The graphs that each operation runs, by the program that runs them.
@@ -83,6 +86,14 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "ancestral": {
         "sample": ("draw",),
         "complete": ("draw",),
+        "likelihood": ("log_likelihood",),
+    },
+    "markov_chain": {
+        "sample": ("start", "transition"),
+        "complete": ("start", "transition"),
+        "decode": ("decode",),
+        "encode": ("encode",),
+        "reconstruct": ("reconstruct",),
         "likelihood": ("log_likelihood",),
     },
 }
@@ -156,8 +167,9 @@ class Latent(Part):
 
     space: str
     shape: tuple[Size]
-    prior: Literal["standard_normal", "graph"] = Field(
-        description="the graph `prior` draws what is not of the standard normal distribution"
+    prior: Literal["standard_normal", "graph", "none"] = Field(
+        description="what draws latents: none where they are not drawn alone, the graph `prior` "
+        "where they are not of the standard normal distribution"
     )
     prior_meaning: str | None = Field(None, description="what the graph draws from, in words")
 
@@ -208,6 +220,11 @@ class Condition(Part):
         return self
 
 
+ControlName = Literal[
+    "temperature", "truncation", "top_k", "top_p", "greedy", "burn_in", "thinning", "chains"
+]
+
+
 class Control(Part):
     """A number that a client may set; what it means differs from model to model."""
 
@@ -230,7 +247,7 @@ class Port(Part):
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "levels", "log_likelihood", "log_likelihood_map", "statistic",
+        "cache", "forced", "steps", "levels", "log_likelihood", "log_likelihood_map", "statistic",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -286,6 +303,9 @@ class Operation(Part):
     estimator: str | None = Field(None, description="mean of `draws` log weights")
     draws: Size | None = None
     importance_estimator: str | None = Field(None, description="log mean of weights")
+    normaliser_standard_error: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="nats, of an estimated log normaliser: the error that all images share"
+    )
     conditioning: Literal["given", "none", "marginal"] | None = None
 
 
@@ -334,8 +354,8 @@ class Manifest(Part):
     latent: Latent | None
     codes: Codes | None = None
     condition: Condition | None
-    program: Literal["single_pass", "raster_rows", "ancestral"]
-    controls: dict[Literal["temperature", "truncation", "top_k", "top_p", "greedy"], Control]
+    program: Literal["single_pass", "raster_rows", "ancestral", "markov_chain"]
+    controls: dict[ControlName, Control]
     operations: dict[str, Operation]
     graphs: dict[str, Graph]
     test_vectors: TestVectors
@@ -349,6 +369,11 @@ class Manifest(Part):
         """How many levels a pixel can have under the model: two where its images are binary."""
         binarisation = self.preprocess.binarisation
         return binarisation.levels if binarisation else self.event.levels
+
+    @property
+    def level_step(self) -> int:
+        """The distance between neighbouring levels of the model, in levels of images."""
+        return (self.event.levels - 1) // (self.drawn_levels - 1)
 
     @property
     def latent_space(self) -> str | None:
@@ -440,6 +465,26 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
+    def _a_chain_can_go_on(self) -> Self:
+        if self.program != "markov_chain":
+            return self
+        start, transition = self.graphs.get("start"), self.graphs.get("transition")
+        if start is None or transition is None:
+            raise ValueError("a markov_chain needs the graphs 'start' and 'transition'")
+        states = (start.output("cache"), transition.input("cache"), transition.output("cache"))
+        if None in states or len({port.row_shape for port in states if port}) != 1:
+            raise ValueError("'start' and 'transition' must have states of one shape, as caches")
+        noise, steps = transition.input("noise"), transition.input("steps")
+        if noise is None or not noise.row_shape or steps is None:
+            raise ValueError("'transition' needs steps, and noise of [steps, ...]")
+        if (transition.input("control") is None) == ("temperature" in self.controls):
+            raise ValueError("'transition' takes a control 'temperature' where the model has one")
+        for name in ("burn_in", "thinning"):
+            if name not in self.controls or self.controls[name].default is None:
+                raise ValueError(f"a markov_chain needs a control '{name}' with a default")
+        return self
+
+    @model_validator(mode="after")
     def _a_likelihood_says_what_it_means(self) -> Self:
         meaning = self.operations.get("likelihood")
         if meaning is None:
@@ -461,10 +506,13 @@ class Manifest(Part):
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
             "statistic": (),
+            "steps": (),
         }
         height, width, _ = self.event.shape
         for name, graph in self.graphs.items():
-            pixels = (height * width,) if name == "draw" else (width,)
+            # A chain has whole images, a loop inside a graph all of their pixels, painting a row.
+            whole = {"transition": (height, width), "draw": (height * width,)}
+            pixels = whole.get(name, (width,))
             here = shapes | {"forced": pixels, "levels": pixels}
             for port in (*graph.inputs, *graph.outputs):
                 if port.row_shape != here.get(port.role, port.row_shape):

@@ -16,6 +16,7 @@ from service.core import noise, priors
 from service.core.ancestral import drawn
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.chains import FREE, chained, rows_of_a_call
 from service.core.conditions import class_weights
 from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port
@@ -54,12 +55,15 @@ _PIXEL_PROGRAMS: Mapping[str, Callable[..., Decoding]] = {
 
 
 def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decoding:
-    """Draw latents or codes from the prior and decode them, or draw images pixel after pixel."""
+    """Draw latents or codes and decode them, draw images pixel after pixel, or run chains."""
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
     if (draw := _PIXEL_PROGRAMS.get(manifest.program)) is not None:
         free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
         return (yield from draw(manifest, request, free, seed))
+    if manifest.program == "markov_chain":
+        free = np.full(manifest.event.shape[:2], FREE)
+        return (yield from chained(manifest, request, free, seed))
     weights = class_weights(manifest, request.condition, request.count, seed)
     drawn = yield from priors.draw(manifest, request, weights, seed)
     return (yield from _decoded(manifest, drawn, weights, seed, request.scale))
@@ -68,8 +72,9 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
 def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> Decoding:
     """Draw the rest of an image, `count` times, with its known pixels forced.
 
-    The model is a product of conditionals in raster order: a pixel that is known after an unknown
-    one can't influence it. `log_weight` says how well they fit: the log-probability of those late
+    A chain clamps them, wherever they are: all of them influence all others. A painted model is a
+    product of conditionals in raster order: a pixel that is known after an unknown one can't
+    influence it. `log_weight` says how well they fit: the log-probability of those late
     known pixels, by which completions can be ranked.
     """
     check_range("count", request.count, 1, limits.count)
@@ -79,6 +84,8 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
     known = known_pixels(manifest, request)
     forced = forced_levels(manifest, levels, known)
+    if manifest.program == "markov_chain":
+        return (yield from _clamped(manifest, request, forced, seed))
     if request.candidates is not None and not late_known(forced[None]).any():
         raise InvalidRequest(
             "candidates are ranked by how well known pixels fit that come after unknown ones, and "
@@ -87,6 +94,17 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     forced = np.repeat(forced[None], request.drawn, axis=0)
     result = yield from _PIXEL_PROGRAMS[manifest.program](manifest, request, forced, seed)
     return result if request.candidates is None else _best(result, request.count)
+
+
+def _clamped(
+    manifest: Manifest, request: CompleteRequest, forced: NDArray[np.int64], seed: int
+) -> Decoding:
+    if request.candidates is not None:
+        raise InvalidRequest(
+            f"{manifest.name} runs chains in which every known pixel counts from the start, so "
+            "there is no log_weight to choose candidates by; leave out candidates"
+        )
+    return (yield from chained(manifest, request, forced, seed))
 
 
 def _best(result: GenerationResult, count: int) -> GenerationResult:
@@ -143,13 +161,26 @@ def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encodi
 
 
 def reconstruct(manifest: Manifest, request: ReconstructRequest, limits: Limits) -> Decoding:
-    """Map images to the mean of their latents, or to codes, and back."""
+    """Map images to the mean of their latents, or to codes, and back; or by a graph of its own."""
     seed = _seed(request.seed)
     levels = read_images(manifest, request.images, request.scale, limits)
     levels = binarise(manifest, "reconstruct", levels, request.binarisation, seed)
+    if "reconstruct" in manifest.graphs:
+        return (yield from _reconstructed(manifest, request, levels, seed))
     latents, _ = yield from _encoded(manifest, levels)
     weights = class_weights(manifest, request.condition, len(latents), seed)
     return (yield from _decoded(manifest, latents, weights, seed, request.scale))
+
+
+def _reconstructed(
+    manifest: Manifest, request: ReconstructRequest, levels: NDArray[np.uint8], seed: int
+) -> Decoding:
+    class_weights(manifest, request.condition, len(levels), seed)  # refuses what there is not
+    graph = manifest.graphs["reconstruct"]
+    inputs = feed(graph, no_noise, data=to_values(manifest, levels))
+    values = output(graph, (yield Call("reconstruct", inputs)), "data")
+    images = to_images(manifest, values, request.scale)
+    return GenerationResult(images=images, latents=None, class_weights=None, seed=seed)
 
 
 def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits) -> Decoding:
@@ -199,6 +230,8 @@ def begin(
 def work(manifest: Manifest, request: Request) -> int:
     """Return how many rows a request makes arrays for, before anything is checked or made."""
     match request:
+        case SampleRequest() if manifest.program == "markov_chain":
+            return request.count * rows_of_a_call(manifest)
         case CompleteRequest():
             return request.drawn
         case SampleRequest():

@@ -36,7 +36,7 @@ def painted(
 
     They are levels of the model, as `forced_levels` returns them.
     """
-    refuse_controls(manifest, request, ("truncation",))
+    refuse_controls(manifest, request, ("temperature", "greedy", "top_k", "top_p"))
     controls = _row_controls(manifest, request)
     graph = "row_step_filtered" if len(controls) > 1 else "row_step"
     weights = class_weights(manifest, request.condition, len(forced), seed)
@@ -46,7 +46,7 @@ def painted(
         forced=forced,
         class_weights=weights,
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
-        level_step=level_step(manifest),
+        level_step=manifest.level_step,
     )
     outputs = yield Paint(graph, canvas, seed)
     return picture(manifest, request, forced, outputs, weights, seed)
@@ -129,7 +129,7 @@ def forced_levels(
     Raises BinarisationRequired where the model is of binary images and a known pixel is grey: which
     of the two it is forced to be, the client must say.
     """
-    forced, between = np.divmod(levels.astype(np.int64), level_step(manifest))
+    forced, between = np.divmod(levels.astype(np.int64), manifest.level_step)
     if np.any(between[known]):
         raise BinarisationRequired(
             f"{manifest.name} is a distribution over binary images, and known pixels hold levels "
@@ -137,11 +137,6 @@ def forced_levels(
             f"make them 0 or {manifest.event.levels - 1}"
         )
     return np.where(known, forced, -1)
-
-
-def level_step(manifest: Manifest) -> int:
-    """Return the distance between neighbouring levels of the model, in levels of images."""
-    return (manifest.event.levels - 1) // (manifest.drawn_levels - 1)
 
 
 def sharpness(manifest: Manifest, request: SampleRequest) -> float:

@@ -8,14 +8,12 @@ from numpy.typing import NDArray
 
 from service.core import latents as space
 from service.core.calls import Call, Outputs, feed, noise_of_port, output
-from service.core.controls import control, refuse_controls
+from service.core.controls import CONTROLS, control, refuse_controls
 from service.core.manifest import Manifest, Port
 from service.core.requests import Array, DecodeRequest, DeferredRows, SampleRequest
 from service.errors import InvalidCodes, InvalidLatent, InvalidRequest, LatentSpaceMismatch
 
 Beginnings = Generator[Call, Outputs, Array | DeferredRows]
-
-_CONTROLS = ("temperature", "truncation", "top_k", "top_p", "greedy")
 
 
 def role(manifest: Manifest) -> str:
@@ -34,12 +32,12 @@ def draw(
 ) -> Beginnings:
     """Draw latents or codes for the images of a request, [N, D]."""
     if manifest.has_prior_graph:
-        values = {name: control(manifest, name, getattr(request, name)) for name in _CONTROLS}
-        controls = {name: value for name, value in values.items() if value is not None}
+        values = {name: control(manifest, name, getattr(request, name)) for name in CONTROLS}
+        controls = {str(name): value for name, value in values.items() if value is not None}
         items = np.arange(request.count, dtype=np.uint64)
         seeds = np.full(request.count, seed, np.uint64)
         return (yield from _from_graph(manifest, seeds, items, weights, controls))
-    refuse_controls(manifest, request, ("top_k", "top_p", "greedy"))
+    refuse_controls(manifest, request, ("temperature", "truncation"))
     temperature = control(manifest, "temperature", request.temperature)
     truncation = control(manifest, "truncation", request.truncation)
     size, temperature = latent_size(manifest), 1.0 if temperature is None else temperature

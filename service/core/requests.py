@@ -82,6 +82,9 @@ class SampleRequest:
     top_k: int | None = None
     top_p: float | None = None
     greedy: bool | None = None
+    burn_in: int | None = None
+    thinning: int | None = None
+    chains: int | None = None
     scale: Scale = "levels"
 
 

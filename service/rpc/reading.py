@@ -42,7 +42,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "unit_values": np.dtype("<f4"),
 }
 _SAMPLING = (
-    "count", "seed", "temperature", "truncation", "top_k", "top_p", "greedy", "scale"
+    "count", "seed", "temperature", "truncation", "top_k", "top_p", "greedy", "burn_in", "thinning",
+    "chains", "scale"
 )  # fmt: skip
 _SCORING = (
     "binarisation", "samples", "estimator", "seed", "scale", "false_positive_rate", "calibration",

@@ -53,6 +53,8 @@ export function classesOf(condition, state, count) {
   return { class_label: Array.from({ length: count }, (_, index) => index % condition.names.length) };
 }
 
+const WHOLE = new Set(["top_k", "burn_in", "thinning", "chains"]);
+
 /** Sliders for the controls that a manifest lists, folded on narrow screens; what is off is left to the model. */
 export function controlFields(controls, state, onchange) {
   const fields = Object.entries(controls).map(([name, control]) => {
@@ -66,7 +68,7 @@ export function controlFields(controls, state, onchange) {
     return slider(words, {
       minimum: control.minimum,
       maximum: control.maximum,
-      whole: name === "top_k",
+      whole: WHOLE.has(name),
       value: state.number(name, control.default ?? control.maximum),
       words: (value) => (isOff(control, value) ? "off" : String(value)),
       hint: control.meaning,

@@ -44,7 +44,7 @@ export async function show(root, { state, signal, models }) {
   ]);
 
   async function choose(model) {
-    state.set({ model, class: null, temperature: null, top_k: null, top_p: null, greedy: null });
+    state.set({ model, class: null, temperature: null, top_k: null, top_p: null, greedy: null, burn_in: null, thinning: null, chains: null });
     await open(model);
   }
 

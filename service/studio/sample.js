@@ -37,7 +37,7 @@ export async function show(root, { state, signal, models }) {
   const requests = newest(signal);
 
   async function choose(model) {
-    state.set({ model, class: null, temperature: null, truncation: null, top_k: null, top_p: null, greedy: null });
+    state.set({ model, class: null, temperature: null, truncation: null, top_k: null, top_p: null, greedy: null, burn_in: null, thinning: null, chains: null });
     await open(model);
   }
 

@@ -1,0 +1,1 @@
+"""Energy models: unnormalised densities, sampled by Markov chains."""

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from model_zoo.family import Batch
-from model_zoo.gans import dcgan
 from model_zoo.gans.dcgan import DCGAN
 from model_zoo.recipe import load_trained
+from model_zoo.sample_quality import diversity_figure
 
 TINY = {"image_shape": (1, 8, 8), "classes": 3, "latent_size": 4, "width": 4}
 
@@ -92,12 +92,15 @@ def test_row_does_not_depend_on_its_batch(model: DCGAN):
     assert together.abs().max() <= 1
 
 
-def test_distance_ratio_is_one_for_the_real_images_and_zero_for_collapse(batch: Batch):
-    labels = batch.labels
-    same = dcgan._diversity_figure(batch.images, batch.images, labels)
+@pytest.mark.parametrize("within_classes", [True, False])
+def test_distance_ratio_is_one_for_the_real_images_and_zero_for_collapse(
+    batch: Batch, within_classes: bool
+):
+    same = diversity_figure(batch, batch, within_classes)
     assert same.value == pytest.approx(1)
-    collapsed = batch.images[:3].repeat(4, 1, 1, 1)  # one picture a class
-    assert dcgan._diversity_figure(collapsed, batch.images, labels).value == pytest.approx(0)
+    chosen = [0, 1, 2] * 4 if within_classes else [0] * 12  # one picture a class, or one at all
+    collapsed = Batch(batch.images[chosen], batch.labels)
+    assert diversity_figure(collapsed, batch, within_classes).value == pytest.approx(0)
 
 
 def test_without_a_judge_only_the_distance_is_measured(model: DCGAN, batch: Batch):

@@ -65,7 +65,7 @@ class Port:
 
     Roles of inputs: data, latent, codes, condition, noise, control, cache, forced. Roles of
     outputs: data, latent, latent_deviation, levels, log_likelihood and log_likelihood_map (nats),
-    statistic, cache. A noise input also names its `distribution` (uniform or normal) and its
+    score, statistic, cache. A noise input also names its `distribution` (uniform or normal) and its
     `purpose`, which keys the noise scheme. A statistic is one more number that the graph
     log_likelihood gives of each row, and its name says which: reconstruction_error or kl_divergence
     (nats), or latent_norm. The output `next_x` of a cache `x` is what to pass as `x` next time; the
@@ -91,9 +91,9 @@ class Port:
 class Graph:
     """A pure function to be served: `module(*inputs)` returns a tensor, or a tuple as `outputs`.
 
-    Its name says which function it is: decode, encode, log_likelihood, row_step. Two more may stand
-    beside log_likelihood: background_log_likelihood, that of a model of nearest pixels alone, which
-    takes the same condition, and log_mass_given_latent, log p(x|z).
+    Its name says which function it is: decode, encode, log_likelihood, score, row_step. Two more
+    may stand beside log_likelihood: background_log_likelihood, that of a model of nearest pixels
+    alone, which takes the same condition, and log_mass_given_latent, log p(x|z).
     Pure means that it draws no randomness and keeps no state: noise enters as an input, and row i
     of every output depends on row i of the inputs only. An existing ONNX file may stand in for the
     module; its inputs and outputs are then matched to the ports by order.

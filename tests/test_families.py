@@ -138,6 +138,8 @@ async def test_every_operation_that_a_family_declares_is_served_alike_by_both_tr
     request = {"model": artifact_name(name), **REQUESTS[operation]}
     if operation == "decode":
         request["latents"] = latents(build(name))
+    if operation == "score" and build(name).card().condition:
+        request["class_label"] = [0, 2, 1]
     rest, grpc = (
         await ask_rest(client, operation, request),
         await ask_grpc(stub, operation, request),
@@ -168,4 +170,5 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "likelihood": {"images": pictures()},
     "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": 3, "seed": 5},
     "complete": {"image": pictures()[0], "prefix_rows": 4, "count": 3, "seed": 5},
+    "score": {"images": pictures()},
 }

@@ -71,7 +71,7 @@ def test_generator_step_makes_fakes_look_more_real(model: DCGAN, batch: Batch):
 
 
 def test_class_weights_change_the_picture_and_may_be_mixed(model: DCGAN):
-    (graph,) = model.graphs()
+    graph, _ = model.graphs()
     weights = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0.5, 0.5, 0]])
     latent = torch.randn(1, 4, generator=generator()).expand(3, 4)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_class_weights_change_the_picture_and_may_be_mixed(model: DCGAN):
 
 
 def test_row_does_not_depend_on_its_batch(model: DCGAN):
-    (graph,) = model.graphs()
+    graph, _ = model.graphs()
     latent = torch.randn(5, 4, generator=generator())
     weights = torch.eye(3)[[0, 1, 2, 0, 1]]
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_without_a_judge_only_the_distance_is_measured(model: DCGAN, batch: Batc
 
 @torch.no_grad()
 def test_bundled_generator_paints_the_class_that_is_asked():
-    (graph,) = load_trained("mnist-dcgan").graphs()
+    graph, _ = load_trained("mnist-dcgan").graphs()
     labels = torch.arange(500) % 10
     latent = torch.randn(500, 64, generator=generator())
     images = graph.module(latent, torch.eye(10)[labels])

@@ -8,6 +8,8 @@ pictures.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +30,28 @@ from model_zoo.sample_quality import Judge, diversity_figure
 
 CHUNK = 500  # images made at a time while measuring
 
+Meaning = Mapping[str, Any]
+"""What the score of an image is: higher_means, unit and meaning."""
+
+LOGIT: Meaning = {
+    "higher_means": "more_real",
+    "unit": "nats",
+    "meaning": "log D(x) - log(1 - D(x)), the discriminator's log odds of a real image",
+}
+CRITIC: Meaning = {
+    "higher_means": "more_real",
+    "unit": "arbitrary",
+    "meaning": "the critic's value, of which only differences between images mean something",
+}
+
 
 class Adversarial(Family):
     """A generator, and the network that judges it, both shown the class where there are some."""
 
     family: str
     """The word for people."""
+
+    meaning: Meaning = LOGIT
 
     generator_interval = 1
     """Steps of the discriminator for one of the generator."""
@@ -129,26 +147,42 @@ class Adversarial(Family):
             latent=normal_latent(self.latent_size),
             condition=class_condition(self.classes) if self.classes else None,
             controls=LATENT_CONTROLS,
-            operations={"sample": {}, "decode": {}, "interpolate": {}},
+            operations={"sample": {}, "decode": {}, "interpolate": {}, "score": self.meaning},
         )
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Return decode; switches the model to eval mode."""
+        """Return decode and score; switches the model to eval mode."""
         latent = Port("latent", "latent", (self.latent_size,))
         images = Port("images", "data", self.image_shape)
+        score = Port("score", "score", ())
         condition: tuple[Port, ...] = ()
         if self.classes:
             condition = (Port("class_weights", "condition", (self.classes,)),)
-        return (Graph("decode", Decode(self.generator).eval(), (latent, *condition), (images,)),)
+        return (
+            Graph("decode", Decode(self).eval(), (latent, *condition), (images,)),
+            Graph("score", Score(self).eval(), (images, *condition), (score,)),
+        )
 
 
 class Decode(nn.Module):
     """Graph: latent, and class weights where there are some, to images."""
 
-    def __init__(self, generator: Generator):
+    def __init__(self, model: Adversarial):
         super().__init__()
-        self.generator = generator
+        self.model = model
 
     def forward(self, latent: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Map [N, latent] and [N, classes] to [N, C, H, W] in [-1, 1]."""
-        return self.generator(latent, class_weights)
+        return self.model.generate(latent, class_weights)
+
+
+class Score(nn.Module):
+    """Graph: images, and class weights where there are some, to how real they look."""
+
+    def __init__(self, model: Adversarial):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Map [N, C, H, W] in [-1, 1] and [N, classes] to [N], as the card's `score` says."""
+        return self.model.score(images, class_weights)

@@ -65,11 +65,17 @@ class Discriminator(nn.Module):
     """Picture, and class if there are some, to one number: high for real in every family."""
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int, normalised: bool = False
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        width: int,
+        normalised: bool = False,
+        offset: bool = True,
     ):
         """Show the class as one more channel, a learned plane for each class.
 
-        `classes` is 0 where there is no condition. `normalised` says whether batches are.
+        `classes` is 0 where there is no condition. `normalised` says whether batches are. Without
+        `offset` the number is 0 where all features are.
         """
         super().__init__()
         channels, height, width_pixels = shape
@@ -87,7 +93,7 @@ class Discriminator(nn.Module):
             *_normalisation(2 * width, normalised),
             nn.LeakyReLU(LEAK),
             nn.Flatten(),
-            nn.Linear(2 * width * (height // 4) * (width_pixels // 4), 1),
+            nn.Linear(2 * width * (height // 4) * (width_pixels // 4), 1, bias=offset),
         )
 
     def forward(self, images: Tensor, class_weights: Tensor | None = None) -> Tensor:

@@ -39,6 +39,7 @@ OPERATIONS = (
     "likelihood",
     "interpolate",
     "complete",
+    "score",
 )
 """Every operation, in the order in which people meet them."""
 
@@ -58,6 +59,7 @@ _FUNCTIONS = {
     "log_likelihood": ({"data", "condition", "noise"}, "log_likelihood"),
     "background_log_likelihood": ({"data", "condition"}, "log_likelihood"),
     "log_mass_given_latent": ({"data", "latent"}, "log_likelihood"),
+    "score": ({"data", "condition"}, "score"),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
 }
@@ -71,6 +73,7 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
         "encode": ("encode",),
         "reconstruct": ("encode", "decode"),
         "likelihood": ("log_likelihood",),
+        "score": ("score",),
     },
     "raster_rows": {
         "sample": ("row_step",),
@@ -191,6 +194,7 @@ class Port(Part):
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
         "cache", "forced", "levels", "log_likelihood", "log_likelihood_map", "statistic",
+        "score",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -238,7 +242,7 @@ class Graph(Part):
 
 
 class Operation(Part):
-    """An operation offered; the fields say what a likelihood means."""
+    """An operation offered; the fields say what a likelihood, or a score, means."""
 
     quantity: Literal["probability", "density"] | None = None
     kind: Literal["exact", "lower_bound", "estimate"] | None = None
@@ -247,6 +251,11 @@ class Operation(Part):
     draws: Size | None = None
     importance_estimator: str | None = Field(None, description="log mean of weights")
     conditioning: Literal["given", "none", "marginal"] | None = None
+    higher_means: Literal["more_real", "less_real"] | None = Field(
+        None, description="of a score, which way up it is"
+    )
+    unit: str | None = Field(None, description="of a score")
+    meaning: str | None = Field(None, description="of a score, in words or as a formula")
 
 
 class Figure(Part):
@@ -372,6 +381,15 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
+    def _a_score_says_what_it_means(self) -> Self:
+        if (stated := self.operations.get("score")) is None:
+            return self
+        needed = {"higher_means", "unit", "meaning"}
+        if missing := {name for name in needed if getattr(stated, name) is None}:
+            raise ValueError(f"operation 'score' must state {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
     def _ports_have_the_shapes_of_what_they_carry(self) -> Self:
         shapes: dict[str, tuple[int, ...] | None] = {
             "data": self.preprocess.row_shape(self.event),
@@ -380,6 +398,7 @@ class Manifest(Part):
             "condition": (len(self.condition.names),) if self.condition else None,
             "log_likelihood": (),
             "statistic": (),
+            "score": (),
             "forced": self.event.shape[1:2],
             "levels": self.event.shape[1:2],
         }

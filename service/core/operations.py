@@ -17,6 +17,7 @@ from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
+from service.core.critic import score
 from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port
 from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
@@ -181,6 +182,7 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
     "likelihood": likelihood,
     "interpolate": interpolate,
     "complete": complete,
+    "score": score,
 }
 
 

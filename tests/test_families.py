@@ -36,7 +36,13 @@ TINY: Mapping[str, dict[str, Any]] = {
         "residual_blocks": 1,
     },
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
+    "gans.began.BEGAN": {"latent_size": 4, "width": 4},
+    "gans.cgan.ConditionalGAN": {"classes": 3, "latent_size": 4, "width": 4},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
+    "gans.gan.GAN": {"latent_size": 4, "width": 4},
+    "gans.lsgan.LSGAN": {"latent_size": 4, "width": 4},
+    "gans.wgan.WGAN": {"latent_size": 4, "width": 4, "critic_steps": 2},
+    "gans.wgan_gp.WGANGP": {"latent_size": 4, "width": 4, "critic_steps": 2},
 }
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -31,11 +31,18 @@ NEIGHBOURS = 3  # k of Kynkäänniemi et al., section 2
 MANIFOLD_COUNT = 5_000  # images on either side of precision and recall: seconds, not minutes
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True)
+class Gaussian:
     """Mean [D] and covariance [D, D], float64."""
 
     mean: Tensor
     covariance: Tensor
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 class Judge:
@@ -102,11 +109,10 @@ class Judge:
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """Return |m - n|^2 + Tr(A + B - 2 (A B)^(1/2)), Heusel et al. section 3.
 
-    A B has the eigenvalues of A^(1/2) B A^(1/2), which is symmetric: no complex square root.
+    A B has the eigenvalues of B^(1/2) A B^(1/2), which is symmetric: no complex square root.
     """
-    values, vectors = torch.linalg.eigh(one.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    overlap = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp(min=0).sqrt().sum()
+    between = other.root @ one.covariance @ other.root
+    overlap = torch.linalg.eigvalsh(between).clamp(min=0).sqrt().sum()
     spread = one.covariance.trace() + other.covariance.trace() - 2 * overlap
     return ((one.mean - other.mean).square().sum() + spread).item()
 

@@ -44,6 +44,7 @@ train: .venv/developing
 export: .venv/developing
 	$(BIN)/python -m export $(MODEL)
 	$(BIN)/genserve verify artifacts/*/[0-9]*
+	$(BIN)/python -m docs.zoo
 
 # TARGET is sample (unless set), likelihood, overload, coldstart, soak, pixelcnn or studio; each writes
 # benchmarks/results/<target>.md. wrk loads the server: apt install wrk.
@@ -60,9 +61,9 @@ schema: .venv/developing
 dashboards: .venv/developing
 	$(BIN)/python deploy/grafana/generate.py
 
-# The pictures and figures in docs/, made by the service itself: start it first.
+# The pictures in docs/, made by the service itself: start it first.
 pictures: .venv/developing
-	$(BIN)/python docs/pictures.py
+	$(BIN)/python -m docs.pictures
 	$(BIN)/python -m docs.studio_pictures
 
 # docs/anomaly.md, in about a minute and a half a model. Those that have not seen a class are asked

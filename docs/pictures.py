@@ -1,11 +1,14 @@
-"""Draw the pictures of docs/ and the table of figures, through the REST API of a running service.
+"""Draw the pictures of docs/, through the REST API of a running service.
 
-Start one with `make serve`, then run `make pictures`.
+Start one with `make serve`, then run `make pictures`. Training images, which the sheets of the zoo
+show beside samples, come from the data directory.
 """
 
 import io
 import json
 import urllib.request
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -14,25 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from docs.zoo import read_manifests
+from model_zoo.data import load_splits
+
 URL = "http://127.0.0.1:8000"
-DOCS = Path(__file__).parent
+PICTURES = Path(__file__).parent / "pictures"
+ZOO = Path(__file__).parent / "zoo"
 FASHION = ("fashion-mnist-pixelcnn", "fashion-mnist-realnvp", "fashion-mnist-vae")
-MODELS = (
-    "mnist-dcgan",
-    "mnist-vae",
-    "mnist-vae-2d",
-    "mnist-realnvp",
-    "mnist-pixelcnn",
-    *FASHION,
-)
 UNPAINTED = 48  # the grey of pixels that are not there yet
 SCALE = 2  # pictures are drawn with pixels this large
 
-START, END = "<!-- figures -->", "<!-- end of figures -->"
-
 
 def main() -> None:
-    """Draw every picture and rewrite the table."""
+    """Draw every picture."""
     save("samples", ask("sample", model="mnist-dcgan", seed=1, **by_class(10)), columns=10)
     for model in ("mnist-vae", "mnist-realnvp"):
         save(f"samples-{model}", ask("sample", model=model, count=40, seed=1), columns=10)
@@ -44,7 +41,9 @@ def main() -> None:
     clothes = [ask("sample", model=model, count=20, seed=1) for model in FASHION]
     save("samples-fashion-mnist", np.concatenate(clothes), columns=10)
     save("manifold", ask("decode", model="mnist-vae-2d", latents=plane(16)), columns=16)
-    write_figures()
+    for manifest in read_manifests():
+        if "sample" in manifest["operations"]:
+            save(manifest["name"], beside_neighbours(manifest), columns=10, folder=ZOO)
 
 
 def by_class(each: int) -> dict[str, Any]:
@@ -91,24 +90,34 @@ def plane(side: int) -> list[list[float]]:
     return [[x, -y] for y in reversed(steps) for x in steps]
 
 
-def write_figures() -> None:
-    """Rewrite the table of figures in gallery.md from the manifests."""
-    rows = ["| model | figure | measured | published | protocol |", "|---|---|---|---|---|"]
-    for model in MODELS:
-        for figure in json.loads(get(f"/models/{model}"))["quality"]:
-            published = figure["published"]
-            beside = f"{published['value']} ({published['source']})" if published else "-"
-            error = figure["standard_error"]
-            value = f"{figure['value']:.4g}" + (f" ± {error:.1g}" if error else "")
-            name = figure["name"].replace("_", " ")
-            rows.append(
-                f"| `{model}` | {name}, {figure['unit']} | {value} | {beside} "
-                f"| {figure['protocol']} |"
-            )
-    page = DOCS / "gallery.md"
-    before, _, rest = page.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n" + "\n".join(rows) + f"\n{END}{after}")
+def beside_neighbours(manifest: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return two rows of ten samples, each above a row of their nearest training images.
+
+    A model that takes a class draws each digit twice.
+    """
+    condition = manifest["condition"]
+    asked = by_class(1) if condition and not condition["optional"] else {"count": 10}
+    rows = []
+    for seed in (1, 2):
+        samples = ask("sample", model=manifest["name"], seed=seed, **asked)
+        rows += [samples, nearest(samples, training_images(manifest["provenance"]["dataset"]))]
+    return np.concatenate(rows)
+
+
+@cache
+def training_images(dataset: str) -> NDArray[np.uint8]:
+    """Return the images that models of a data set were fitted to, [N, H, W, C]."""
+    # [N, C, H, W] -> [N, H, W, C]
+    images: NDArray[np.uint8] = load_splits(dataset)["fit"].images.permute(0, 2, 3, 1).numpy()
+    return images
+
+
+def nearest(samples: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return for each sample the image at the least Euclidean distance, [N, H, W, C]."""
+    found, there = (each.reshape(len(each), -1).astype(np.float32) for each in (samples, images))
+    # |s - i|^2 less |s|^2, which is the same for every image
+    distances = (there**2).sum(axis=1) - 2 * found @ there.T
+    return images[distances.argmin(axis=1)]
 
 
 def ask(operation: str, **body: Any) -> NDArray[np.uint8]:
@@ -120,14 +129,7 @@ def ask(operation: str, **body: Any) -> NDArray[np.uint8]:
         return images
 
 
-def get(path: str) -> bytes:
-    """Return the body of a GET."""
-    with urllib.request.urlopen(URL + path) as answer:
-        content: bytes = answer.read()
-        return content
-
-
-def save(name: str, images: NDArray[np.uint8], columns: int) -> None:
+def save(name: str, images: NDArray[np.uint8], columns: int, folder: Path = PICTURES) -> None:
     """Write images as one grid, row by row."""
     count, height, width, _ = images.shape
     rows = count // columns
@@ -137,7 +139,8 @@ def save(name: str, images: NDArray[np.uint8], columns: int) -> None:
     picture = picture.resize(
         (picture.width * SCALE, picture.height * SCALE), Image.Resampling.NEAREST
     )
-    picture.save(DOCS / "pictures" / f"{name}.png", optimize=True)
+    folder.mkdir(exist_ok=True)
+    picture.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,10 @@ class Browser:
 
         return self.until(found, f"{selector} with '{text}'")
 
+    def text(self, selector: str, text: str = "") -> str:
+        """Wait for such an element, and return its text before the page draws it anew."""
+        return self.until(lambda: self.find(selector, text).text, f"text of {selector}")
+
     def click(self, selector: str, text: str = "") -> None:
         """Click an element once it is there."""
         self.find(selector, text).click()

@@ -1,6 +1,5 @@
 """What docs/ promises: pictures that exist, figures that are the manifests'."""
 
-import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.anomaly.page import ABOVE
-from benchmarks.anomaly.scoring import likelihood_models
+from benchmarks.anomaly.scoring import compared_models
+from docs import zoo
 from service.core import calibration, manifest
 
 ROOT = Path(__file__).parent.parent
@@ -35,21 +35,33 @@ def test_the_pictures_of_studio_are_there_and_small() -> None:
             assert len(picture.getcolors() or []) > 50, path.name
 
 
-def test_every_figure_of_the_gallery_is_the_manifests() -> None:
-    table = GALLERY.partition("<!-- figures -->")[2]
-    for path in (ROOT / "artifacts").glob("*/1/manifest.json"):
-        manifest = json.loads(path.read_text())
-        assert manifest["quality"], f"{path} states no quality"
-        for figure in manifest["quality"]:
-            name = figure["name"].replace("_", " ")
-            row = f"| `{manifest['name']}` | {name}, {figure['unit']} | {figure['value']:.4g}"
-            assert row in table, row
+def test_the_page_on_the_zoo_says_what_the_manifests_say() -> None:
+    manifests = zoo.read_manifests()
+    assert zoo.PAGE.read_text() == zoo.page(manifests), "run python -m docs.zoo"
+    assert all(manifest["quality"] for manifest in manifests)
+
+
+def test_every_model_that_samples_is_shown_beside_training_images() -> None:
+    sampling = [each for each in zoo.read_manifests() if "sample" in each["operations"]]
+    for model in sampling:
+        with Image.open(ROOT / "docs" / "zoo" / f"{model['name']}.png") as picture:
+            height, width, _ = model["event"]["shape"]
+            assert picture.size == (2 * 10 * width, 2 * 4 * height), "run make pictures"
+            assert len(picture.convert("L").getcolors() or []) > 20
+    assert {path.stem for path in (ROOT / "docs" / "zoo").iterdir()} == {
+        model["name"] for model in sampling
+    }
+
+
+def test_the_table_of_operations_in_the_readme_is_written_from_the_manifests() -> None:
+    readme = zoo.README.read_text()
+    assert readme == zoo.with_operations(readme, zoo.read_manifests()), "run python -m docs.zoo"
 
 
 def test_the_page_on_anomalies_is_about_the_artifacts_that_are_served() -> None:
     page = (ROOT / "docs" / "anomaly.md").read_text()
     scored = set(re.findall(r"^\| `([\w-]+)` \| `(sha256:\w+)` \|", page, re.M))
-    manifests = map(manifest.read_manifest, likelihood_models(ROOT / "artifacts"))
+    manifests = map(manifest.read_manifest, compared_models(ROOT / "artifacts"))
     served = {(each.name, each.artifact_digest) for each in manifests}
     others = {name for name, _ in scored - served}
     assert served <= scored and all("-without-" in name for name in others), "run make anomaly"

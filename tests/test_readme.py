@@ -98,7 +98,7 @@ def test_the_table_of_operations_is_what_the_models_offer() -> None:
     operations = header[2:]
     seen = set()
     for row in rows:
-        for name in re.findall(r"`([^`]+)`", row[0]):
+        for name in re.findall(r"`([^`]+)`", row[1]):
             seen.add(name)
             manifest = json.loads((ROOT / "artifacts" / name / "1" / "manifest.json").read_text())
             claimed = {op for op, cell in zip(operations, row[2:], strict=True) if cell != "-"}

@@ -74,7 +74,7 @@ def snippet(browser: Browser, language: str) -> str:
     if not browser.all(".copy[open]"):
         browser.click(".copy summary")
     browser.click(".copy .choice button", language)
-    return browser.find(".copy pre").text
+    return browser.text(".copy pre")
 
 
 # Models
@@ -191,7 +191,7 @@ def test_the_address_keeps_up_with_a_slider_that_is_dragged(
 def test_images_are_painted_from_nothing(browser: Browser, server: LiveServer) -> None:
     browser.open(f"{server.url}/#/paint?model=mnist-pixelcnn&seed=5&count=3&class=8")
     browser.find(".status", "3 images painted")
-    readings = dict(re.findall(r"(.+)\n(.+)", browser.find(".readings").text))
+    readings = dict(re.findall(r"(.+)\n(.+)", browser.text(".readings")))
     assert readings["rows"] == "84 of 84" and readings["cuts"] == "0"
     assert int(readings["rows a second"]) > 0 and readings["first row"].endswith(" ms")
     asked = {"model": "mnist-pixelcnn", "seed": 5, "count": 3, "class_label": 8}
@@ -221,9 +221,9 @@ def test_a_stream_that_is_cut_goes_on(browser: Browser, server: LiveServer) -> N
         browser.open(f"{proxy.url}/#/paint?model=mnist-pixelcnn&seed=6&count=4")
         browser.find(".status", "4 images painted")
         assert proxy.cuts_left == 0
-        assert "The connection was cut" in browser.find(".status").text
-        assert browser.find(".readings").text.endswith("cuts\n1")
-        assert "112 of 112" in browser.find(".readings").text
+        browser.find(".status", "The connection was cut")
+        assert browser.text(".readings").endswith("cuts\n1")
+        browser.find(".readings", "112 of 112")
     asked = {"model": "mnist-pixelcnn", "seed": 6, "count": 4}
     assert painted(browser) == sample(server, asked)
 
@@ -380,7 +380,7 @@ def test_the_rate_decides_the_verdict(browser: Browser, server: LiveServer) -> N
     browser.open(f"{server.url}/#/score?model=mnist-realnvp")
     browser.until(lambda: len(browser.all(".scored .normal")) >= 1)
     calm = len(browser.all(".scored .anomalous"))
-    assert "lower bound on a probability: dequantisation, 4 draws" in browser.find(".scored").text
+    browser.find(".scored", "lower bound on a probability: dequantisation, 4 draws")
     rate = next(one for one in browser.all(".slider") if "False-positive" in one.text)
     rate.find_element("css selector", "input").send_keys("\ue010")  # End: 50 %
     browser.find(".against", "at a rate of 50 %")
@@ -407,8 +407,8 @@ def test_a_drawing_is_scored(browser: Browser, server: LiveServer) -> None:
 def test_a_model_without_calibration_gives_no_verdict(browser: Browser, server: LiveServer) -> None:
     browser.open(f"{server.url}/#/score?model=mnist-vae-2d")
     browser.until(lambda: len(browser.all(".scored li")) == 4)
-    assert "no verdict" in browser.find(".stage .notice").text
-    assert "not judged" in browser.find(".scored li").text
+    browser.find(".stage .notice", "no verdict")
+    browser.find(".scored li", "not judged")
 
 
 def test_a_model_that_has_to_be_loaded_gives_verdicts_at_once(
@@ -429,12 +429,12 @@ def test_a_burst_moves_the_charts(browser: Browser, server: LiveServer) -> None:
     browser.until(lambda: rows_seen(browser) == pytest.approx(240, rel=0.02), "all of its rows")
     bars = "return [...document.querySelectorAll('.metric .bin')]"
     assert max(browser.run(f"{bars}.map((one) => one.height.baseVal.value)")) > 0
-    assert re.search(r"Latency\n[\d.]+ ms\n95 of 100 within", browser.find(".metric", "ms").text)
+    assert re.search(r"Latency\n[\d.]+ ms\n95 of 100 within", browser.text(".metric", "ms"))
 
 
 def rows_seen(browser: Browser) -> float:
     """The rows that ran, by the words beside the chart of batches."""
-    text = browser.find(".metric", "rows a batch").text
+    text = browser.text(".metric", "rows a batch")
     rows, batches = (float(found) for found in re.findall(r"([\d.]+) (?:rows|batches)", text))
     return rows * batches
 
@@ -447,9 +447,9 @@ def test_what_the_service_refuses_is_said_in_words(browser: Browser, server: Liv
     alert = browser.find("[role=alert]")
     assert "there is no model 'mnist-nothing'" in alert.text and "MODEL_NOT_FOUND" in alert.text
     browser.open(f"{server.url}/#/sample?model=<img/src=x/onerror=alert(1)>")
-    assert "<img/src=x/onerror=alert(1)>" in browser.find("[role=alert]").text
+    browser.find("[role=alert]", "<img/src=x/onerror=alert(1)>")
     browser.open(f"{server.url}/#/sample?model=mnist-pixelcnn&greedy=true&temperature=0.5")
-    assert "greedy" in browser.find("[role=alert]").text
+    browser.find("[role=alert]", "greedy")
     browser.until_still()
 
 
@@ -500,7 +500,7 @@ def test_files_that_are_no_images_are_refused_in_words_and_the_others_scored(
     Image.open(sound).convert("RGB").resize((280, 140)).save(large)
     damaged = damaged_files(tmp_path, sound.read_bytes())
     browser.open(f"{server.url}/#/score?model=mnist-pixelcnn&image={'A' * 20}")
-    assert "INVALID_IMAGE" in browser.find("[role=alert]").text, "an address that was damaged"
+    browser.find("[role=alert]", "INVALID_IMAGE")
     browser.click("button", "Clear")
     chosen = "\n".join(map(str, [*damaged.values(), red, sound, large]))
     browser.find(".drop").find_element("css selector", "input").send_keys(chosen)
@@ -510,9 +510,9 @@ def test_files_that_are_no_images_are_refused_in_words_and_the_others_scored(
     assert len(browser.all("[role=alert]")) == 4
     for words, path in damaged.items():
         assert f"“{path.name}” {words}" in said
-    assert "large.png: Fitted from 280 by 140 to 28 by 28 pixels" in browser.find(".stack").text
-    assert "red.png: Its colours were made grey" in browser.find(".stack").text
-    assert "sound.png" not in browser.find(".stack").text
+    browser.find(".stack", "large.png: Fitted from 280 by 140 to 28 by 28 pixels")
+    browser.find(".stack", "red.png: Its colours were made grey")
+    assert "sound.png" not in browser.text(".stack")
     first, second, _ = map(pixels, shown_images(browser, ".scored img"))
     assert (first == 76).all() and np.array_equal(second, pixels(png))
 
@@ -527,11 +527,11 @@ def test_a_service_that_is_gone_is_said_in_words_on_every_view(
         browser.until_still()
         proxy.close()
         ask_again(browser, view)
-        assert "can't be reached" in browser.find("[role=alert]").text
+        browser.find("[role=alert]", "can't be reached")
         browser.until_still()
-        assert browser.find("#service-state").text == "not reached"
+        assert browser.text("#service-state") == "not reached"
         browser.click("#views a", "Live" if view != "live" else "Score")
-        assert "can't be reached" in browser.find("[role=alert]").text
+        browser.find("[role=alert]", "can't be reached")
         browser.until_still()
 
 
@@ -567,7 +567,7 @@ def test_the_key_is_asked_for_and_stays_in_the_tab(
     server, key = guarded
     browser.open(f"{server.url}/#/sample?model=mnist-vae-2d&count=1&seed=2")
     browser.click("dialog button", "Cancel")
-    assert "UNAUTHENTICATED" in browser.find("[role=alert]").text
+    browser.find("[role=alert]", "UNAUTHENTICATED")
     browser.click("[role=alert] button", "Try again")
     browser.find("#key").send_keys("wrong\n")
     browser.find("#key-reason", "not accepted")
@@ -620,7 +620,7 @@ def test_a_model_that_is_unloaded_while_the_page_is_open(
     bearer = f"Bearer {key}"
     assert browser.run(administer, "/models/mnist-vae-2d/unload", bearer) == 200
     browser.click("button.primary")
-    assert "was unloaded" in browser.find("[role=alert]").text
+    browser.find("[role=alert]", "was unloaded")
     browser.until_still()
     assert browser.run(administer, "/models/mnist-vae-2d/load", bearer) == 200
     browser.click("[role=alert] button", "Try again")
@@ -769,4 +769,4 @@ def test_the_views_can_be_reached_by_keys_alone(browser: Browser, server: LiveSe
     keys.send_keys("\ue004" * 4).send_keys("\ue007").perform()  # skip link, brand, two views
     browser.find("h1", "Sample")
     assert browser.run("return document.activeElement.id") == "main"
-    assert browser.find("#views [aria-current=page]").text == "Sample"
+    assert browser.text("#views [aria-current=page]") == "Sample"

@@ -13,8 +13,8 @@ from benchmarks.anomaly.scoring import (
     RAW,
     Loaded,
     Scores,
+    compared_models,
     cost,
-    likelihood_models,
     load_model,
     scores_of,
     statistics_of,
@@ -32,7 +32,7 @@ REPOSITORIES = (ROOT / "artifacts", ROOT / "build" / "anomaly")
 def main() -> None:
     """Score every model, data set by data set, and write the page."""
     try:
-        models = [load_model(folder) for folder in likelihood_models(*REPOSITORIES)]
+        models = [load_model(folder) for folder in compared_models(*REPOSITORIES)]
         written = measure(models)
     except (ArtifactError, DataError) as error:
         sys.exit(f"make anomaly: {error}")

@@ -64,6 +64,8 @@ and the sentences follow from the figures by rule.
 The normal images are {count:,} of the test split, drawn at random once and for all; anomalies are
 as many where nothing else is said.
 
+- *the models* of each data set are an exact likelihood of pixels (PixelCNN), a flow (RealNVP) and a
+  variational autoencoder; other models of the zoo are not compared here.
 - *the other data set*: test images of MNIST for a model of Fashion-MNIST, where raw likelihood is
   known to fail (Nalisnick et al. 2019, arXiv:1810.09136), and the other way round.
 - *matched in codec size*: pairs of a test image of each data set that take exactly as many bits in

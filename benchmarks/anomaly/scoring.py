@@ -27,8 +27,9 @@ Scores = dict[str, Floats]
 BATCH = 32
 REPEATS = 15
 LIMITS = Limits(count=BATCH, draws=1000, rows=1000 * BATCH)
-LEFT_OUT = frozenset({"mnist-vae-2d"})
-"""Models that are there for the picture of their latent plane, not for their likelihood."""
+COMPARED = ("pixelcnn", "realnvp", "vae")
+"""The models of a data set that are compared, one of each kind of likelihood: exact, a bound on
+what was dequantised, a bound by a posterior."""
 RAW = "-log_likelihood"
 """No score of the service: what it would be to trust the likelihood alone."""
 
@@ -65,15 +66,19 @@ class Cost(NamedTuple):
     codec: float
 
 
-def likelihood_models(*repositories: Path) -> list[Path]:
-    """Return the folders of the artifacts that offer likelihoods, in the order of their names."""
+def compared_models(*repositories: Path) -> list[Path]:
+    """Return the folders of the artifacts that are compared, in the order of their names."""
     return [
         path.parent
         for repository in repositories
         for path in sorted(repository.glob("*/*/manifest.json"))
-        if "likelihood" in (manifest := read_manifest(path.parent)).operations
-        and manifest.name not in LEFT_OUT
+        if _is_compared(read_manifest(path.parent))
     ]
+
+
+def _is_compared(manifest: Manifest) -> bool:
+    dataset = manifest.provenance.get("dataset")
+    return manifest.name in {f"{dataset}-{kind}" for kind in COMPARED}
 
 
 def load_model(folder: Path) -> Loaded:

@@ -48,6 +48,10 @@ class Classifier(Trainable):
         """Map levels to the activations that the logits are linear in, [N, D], none negative."""
         return self.body[:-1](levels / 127.5 - 1).float()
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Map features [N, D] to logits [N, classes]."""
+        return self.body[-1](features)
+
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: cross entropy on moved pictures."""
         return {"classifier": Objective(list(self.parameters()), self._loss)}

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.classifier import Classifier
-from model_zoo.data import Examples, in_chunks, load_splits
+from model_zoo.data import Examples, load_splits
 from model_zoo.family import Batch, Figure
 from model_zoo.recipe import WEIGHTS, load_trained, read_recipe
 
@@ -55,32 +55,33 @@ class Judge:
         assert isinstance(classifier, Classifier)
         self.classifier = classifier.to(self.device)
 
-    def recognised(self, made: Batch) -> Figure:
-        """Return the share of images, as levels, that are seen as the class they were made for."""
-        seen = torch.cat(
-            [self.classifier(chunk.images).argmax(1) for chunk in in_chunks(made, CHUNK)]
-        )
-        share = (seen == made.labels).float().mean().item()
+    @torch.no_grad()
+    def compare(self, levels: Tensor, asked: Tensor | None = None) -> list[Figure]:
+        """Return how images as levels, [N, C, H, W], lie among training images.
+
+        The Fréchet distance only where there are enough; precision and recall always; first of
+        all, where classes were `asked` for, [N], the share that is seen as its own.
+        """
+        features = self._features(levels)
+        recognised = [] if asked is None else [self._recognised(features, asked)]
+        return recognised + self._distance(features) + self._precision_and_recall(features)
+
+    def _recognised(self, features: Tensor, asked: Tensor) -> Figure:
+        seen = self.classifier.classify(features).argmax(1)
+        share = (seen == asked).float().mean().item()
         protocol = f"one image for each label of the split, share that {self.name} assigns to it"
         return _share("recognised_as_asked", share, len(seen), protocol)
 
-    @torch.no_grad()
-    def compare(self, levels: Tensor) -> list[Figure]:
-        """Return how images as levels, [N, C, H, W], lie among training images.
-
-        The Fréchet distance only where there are enough; precision and recall always.
-        """
-        features = self._features(levels)
-        figures = self._precision_and_recall(features)
-        if len(levels) < FULL_COUNT:
-            return figures
+    def _distance(self, features: Tensor) -> list[Figure]:
+        if len(features) < FULL_COUNT:
+            return []
         distance = frechet_distance(_moments([features]), _training_moments(self.name, self.device))
         count = len(_training_images(self.name))
         protocol = (
-            f"squared distance between Gaussians fitted to {len(levels)} images and to the {count} "
-            f"of fit, in {self._space(features)}"
+            f"squared distance between Gaussians fitted to {len(features)} images and to the "
+            f"{count} of fit, in {self._space(features)}"
         )
-        return [Figure("frechet_distance", distance, "squared distance", protocol), *figures]
+        return [Figure("frechet_distance", distance, "squared distance", protocol)]
 
     def _precision_and_recall(self, features: Tensor) -> list[Figure]:
         count = min(len(features), MANIFOLD_COUNT, len(_training_images(self.name)))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from model_zoo import sample_quality
+from model_zoo.anchors import principal_samples, shift
 from model_zoo.classifier import Classifier
 from model_zoo.data import Examples
 from model_zoo.sample_quality import Gaussian, Judge, frechet_distance, precision_and_recall
@@ -105,3 +106,18 @@ def test_the_training_images_are_at_no_distance_from_themselves(
     assert "300 images" in distance.protocol and "sha256 0123456789ab" in distance.protocol
     shifted, *_ = judge.compare(images.roll(1, dims=3))
     assert shifted.value > 0
+
+
+def test_what_moves_to_the_right_leaves_black_behind():
+    levels = torch.arange(1.0, 17.0).reshape(1, 1, 4, 4)
+    moved = shift(levels)
+    assert torch.equal(moved[..., 1:], levels[..., :-1]) and not moved[..., 0].any()
+
+
+def test_principal_samples_have_mean_and_variance_of_the_images():
+    levels = (128 + 20 * torch.randn(500, 1, 8, 8)).round().clamp(0, 255)
+    levels[:, :, 4:] = levels[:, :, :4]  # so that half as many components are all there are
+    drawn = principal_samples(levels, 2000)
+    assert drawn.shape == (2000, 1, 8, 8) and torch.equal(drawn, drawn.round())
+    assert torch.allclose(drawn.mean(0), levels.mean(0), atol=3)
+    assert torch.allclose(drawn.std(0), levels.std(0), rtol=0.2)

@@ -135,8 +135,7 @@ class Adversarial(Family):
         if self.judge is None:
             return [diversity]
         judge = Judge(self.judge, levels.device)
-        recognised = [judge.recognised(fake)] if self.classes else []
-        return [*recognised, *judge.compare(levels), diversity]
+        return [*judge.compare(levels, asked=labels if self.classes else None), diversity]
 
     def card(self) -> Card:
         """Describe the model to those who serve it."""

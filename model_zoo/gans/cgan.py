@@ -37,7 +37,7 @@ class ConditionalGAN(Adversarial):
             image_shape,
             classes,
             Generator(image_shape, classes, latent_size, width),
-            Discriminator(image_shape, classes, width),
+            Discriminator(image_shape, classes, width, normalised=True),
             latent_size,
             judge,
         )

@@ -2,9 +2,9 @@
 
 Alec Radford, Luke Metz and Soumith Chintala, "Unsupervised Representation Learning with Deep
 Convolutional Generative Adversarial Networks", 2015, arXiv:1511.06434. What the paper adds to the
-game of Goodfellow et al. is what its networks are made of: strided convolutions in place of pooling
-and dense layers, batch normalisation in both networks, small initial weights (section 3 and 4).
-The class enters both of them, after Mirza and Osindero, 2014, arXiv:1411.1784.
+game of Goodfellow et al. is what its networks are made of (section 3): all families here have
+learned that from it. This is the paper's own game, at half its width, with a class that enters both
+networks after Mirza and Osindero, 2014, arXiv:1411.1784.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from model_zoo.gans.losses import discriminate, look_real
 class DCGAN(Adversarial):
     """Generator and discriminator with batch normalisation, both shown the class."""
 
-    family = "generative adversarial network"
+    family = "deep convolutional generative adversarial network"
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
         shape: tuple[int, int, int],
         classes: int,
         width: int,
-        normalised: bool = False,
+        normalised: bool,
         offset: bool = True,
     ):
         """Show the class as one more channel, a learned plane for each class.

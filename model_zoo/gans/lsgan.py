@@ -46,7 +46,7 @@ class LSGAN(Adversarial):
             image_shape,
             0,
             Generator(image_shape, 0, latent_size, width),
-            Discriminator(image_shape, 0, width),
+            Discriminator(image_shape, 0, width, normalised=True),
             latent_size,
             judge,
         )

@@ -44,7 +44,7 @@ class WGAN(Adversarial):
             0,
             Generator(image_shape, 0, latent_size, width),
             # What it adds to every picture cancels in the difference.
-            Discriminator(image_shape, 0, width, offset=False),
+            Discriminator(image_shape, 0, width, normalised=True, offset=False),
             latent_size,
             judge,
         )

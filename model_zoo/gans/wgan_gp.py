@@ -44,7 +44,7 @@ class WGANGP(Adversarial):
             Generator(image_shape, 0, latent_size, width),
             # The penalty is on each picture's own slope: batch normalisation mixes them, section 4.
             # What it adds to every picture cancels in the distance.
-            Discriminator(image_shape, 0, width, offset=False),
+            Discriminator(image_shape, 0, width, normalised=False, offset=False),
             latent_size,
             judge,
         )

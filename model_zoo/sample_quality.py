@@ -108,7 +108,7 @@ class Judge:
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """Return |m - n|^2 + Tr(A + B - 2 (A B)^(1/2)), Heusel et al. section 3.
+    """Return |m - n|^2 + Tr(A + B - 2 (A B)^(1/2)), Heusel et al. equation 6.
 
     A B has the eigenvalues of B^(1/2) A B^(1/2), which is symmetric: no complex square root.
     """
@@ -124,7 +124,7 @@ def precision_and_recall(
     """Return the shares of fake among real and of real among fake, of [N, D] and [M, D].
 
     A point is among others if it is as close to one of them as that one's k-th neighbour is
-    (Kynkäänniemi et al., equations 1 to 3).
+    (Kynkäänniemi et al., equations 1 and 2).
     """
     distances = torch.cdist(fake, real)
     among_real = distances <= _radii(real, neighbours)

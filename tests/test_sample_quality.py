@@ -1,5 +1,7 @@
 """Fréchet distance, precision and recall: on Gaussians and points whose answer is known."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,7 +80,7 @@ def test_one_real_point_repeated_is_precise_and_recalls_itself_alone():
 
 
 @pytest.fixture
-def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Judge:
     """A small untrained classifier, and images that count as those it was trained on."""
     torch.manual_seed(0)
     classifier = Classifier(image_shape=(1, 8, 8), classes=3, width=4).eval()
@@ -86,6 +88,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     examples = Examples(images.to(torch.uint8), torch.arange(300) % 3, torch.arange(300))
     monkeypatch.setattr(sample_quality, "load_trained", lambda _: classifier)
     monkeypatch.setattr(sample_quality, "_training_images", lambda _: examples)
+    monkeypatch.setattr(sample_quality, "KEPT", tmp_path)
     monkeypatch.setattr(sample_quality, "_hash", lambda _: "0123456789abcdef")
     for cached in (sample_quality._training_features, sample_quality._training_moments):
         cached.cache_clear()

@@ -184,6 +184,11 @@ def _verdict(chance: random.Random) -> Body:
     return Body("likelihood", fields, pictured=False)
 
 
+def _score(chance: random.Random) -> Body:
+    fields = {"model": "mnist-dcgan", "images": _images(chance, chance.randint(1, 4))}
+    return Body("score", fields | {"class_label": chance.randrange(10)}, pictured=False)
+
+
 def _complete(chance: random.Random) -> Body:
     fields = {"model": "mnist-pixelcnn", "image": _images(chance, 1)[0], "count": 1}
     rows = {"prefix_rows": chance.randint(SIDE - 4, SIDE), "seed": chance.randrange(2**53)}
@@ -197,7 +202,7 @@ def _stream(chance: random.Random) -> Body:
 
 _BODIES: Sequence[Callable[[random.Random], Body]] = (
     *(_sample, _sample, _sample, _sample_class, _flow, _encode, _decode, _reconstruct),
-    *(_interpolate, _likelihood, _verdict, _complete, _stream),
+    *(_interpolate, _likelihood, _verdict, _complete, _stream, _score),
 )
 
 

@@ -7,6 +7,7 @@ holds the factors, and ONNX Runtime multiplies once, while it loads. The bits ar
 
 import numpy as np
 import onnx_ir as ir
+from onnxscript.optimizer import fold_constants
 
 from export.vectors import Array
 
@@ -16,6 +17,9 @@ OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1}
 
 def fold_batch_norms(model: ir.Model) -> None:
     """Let every convolution that a batch normalisation follows do its work."""
+    if not any(node.op_type == "BatchNormalization" for node in model.graph):
+        return
+    fold_constants(model)  # a convolution without a bias may have one that is computed of zeros
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "BatchNormalization" else None
         convolution = source.producer() if source is not None else None

@@ -44,6 +44,14 @@ class Classifier(Trainable):
         """Map levels 0..255, [N, C, H, W], to logits [N, classes]."""
         return self.body(levels / 127.5 - 1).float()
 
+    def features(self, levels: Tensor) -> Tensor:
+        """Map levels to the activations that the logits are linear in, [N, D], none negative."""
+        return self.body[:-1](levels / 127.5 - 1).float()
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Map features [N, D] to logits [N, classes]."""
+        return self.body[-1](features)
+
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: cross entropy on moved pictures."""
         return {"classifier": Objective(list(self.parameters()), self._loss)}

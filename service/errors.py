@@ -4,7 +4,7 @@ GenserveError
   InvalidRequest
     MalformedRequest, UnsupportedMediaType, NotAcceptable, PayloadTooLarge
     InvalidImage, InvalidLatent, InvalidCodes, OutOfRange, BinarisationRequired
-    LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered
+    LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered, ConditionRequired
     InvalidResumeToken, ResumeMismatch
   Unauthenticated
   ModelNotFound, OperationNotOffered, NotCalibrated, ModelUnavailable, ModelUnloaded
@@ -109,6 +109,12 @@ class ConditionNotOffered(InvalidRequest):
     """The model can't be conditioned this way."""
 
     reason = "CONDITION_NOT_OFFERED"
+
+
+class ConditionRequired(InvalidRequest):
+    """The model judges images of a class, and was not told which."""
+
+    reason = "CONDITION_REQUIRED"
 
 
 class InvalidResumeToken(InvalidRequest):

@@ -72,7 +72,13 @@ TINY: Mapping[str, dict[str, Any]] = {
         "annealing_steps": 100,
     },
     "energy.gsn.GenerativeStochasticNetwork": {"hidden_units": (6, 5)},
+    "gans.began.BEGAN": {"latent_size": 4, "width": 4},
+    "gans.cgan.ConditionalGAN": {"classes": 3, "latent_size": 4, "width": 4},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
+    "gans.gan.GAN": {"latent_size": 4, "width": 4},
+    "gans.lsgan.LSGAN": {"latent_size": 4, "width": 4},
+    "gans.wgan.WGAN": {"latent_size": 4, "width": 4, "critic_steps": 2},
+    "gans.wgan_gp.WGANGP": {"latent_size": 4, "width": 4, "critic_steps": 2},
 }
 
 
@@ -177,6 +183,8 @@ async def test_every_operation_that_a_family_declares_is_served_alike_by_both_tr
     request = {"model": artifact_name(name), **REQUESTS[operation]}
     if operation == "decode":
         request |= latents_or_codes(build(name))
+    if operation == "score" and build(name).card().condition:
+        request["class_label"] = [0, 2, 1]
     rest, grpc = (
         await ask_rest(client, operation, request),
         await ask_grpc(stub, operation, request),
@@ -214,4 +222,5 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "likelihood": {"images": pictures()},
     "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": 3, "seed": 5},
     "complete": {"image": pictures()[0], "prefix_rows": 4, "count": 3, "seed": 5},
+    "score": {"images": pictures()},
 }

@@ -343,6 +343,24 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-vae", "elbo"] >= -97
 
 
+def test_bundled_samples_lie_among_real_images():
+    """Beside what real test images reach by the same protocol."""
+    record = json.loads((recipe.WEIGHTS / "mnist-classifier-anchors.json").read_text())
+    anchors = {
+        (each["images"], figure["name"]): figure["value"]
+        for each in record["anchors"]
+        for figure in each["figures"]
+    }
+    assert anchors["real test images", "recall"] > 0.7
+    assert anchors["500 training images repeated", "recall"] <= 0.1 + 1e-6
+    for name, times in {"mnist-dcgan": 10}.items():
+        described = json.loads((recipe.WEIGHTS / f"{name}.json").read_text())
+        figures = {figure["name"]: figure["value"] for figure in described["figures"]}
+        real = anchors["real test images", "frechet_distance"]
+        assert figures["frechet_distance"] <= times * real, name
+        assert figures["recall"] >= 0.5, name
+
+
 def test_a_background_is_named_for_the_model_it_stands_behind():
     assert recipe.background_of("mnist-pixelcnn-background") == "mnist-pixelcnn"
     assert recipe.background_of("mnist-pixelcnn") is None

@@ -46,6 +46,7 @@ SCHEMAS = {
     pb.LikelihoodRequest: schemas.LikelihoodBody,
     pb.InterpolateRequest: schemas.InterpolateBody,
     pb.CompleteRequest: schemas.CompleteBody,
+    pb.ScoreRequest: schemas.ScoreBody,
     pb.Condition: fields.Condition,
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,
@@ -59,6 +60,7 @@ CHOICES = {
     pb.Show: requests.Show,
     pb.InterpolationMode: requests.Mode,
     pb.Binarisation: requests.BinarisationRule,
+    pb.HigherMeans: requests.HigherMeans,
     pb.GenerationPart: requests.GenerationPart,
     pb.LikelihoodPart: requests.LikelihoodPart,
     pb.Estimator: requests.Estimator,
@@ -345,6 +347,10 @@ REFUSED = {
     "encode without an encoder": (
         {"model": "toy-gan", "images": LEVELS.tolist()},
         pb.EncodeRequest(model="toy-gan", images=levels_of(LEVELS)),
+    ),
+    "score without a discriminator": (
+        {"model": "toy-gan", "images": LEVELS.tolist()},
+        pb.ScoreRequest(model="toy-gan", images=levels_of(LEVELS)),
     ),
     "likelihood of grey": (
         {"model": "toy-vae", "images": LEVELS.tolist()},

@@ -25,6 +25,7 @@ from service.core.requests import (
     EncodeResult,
     GenerationResult,
     LikelihoodResult,
+    ScoreResult,
 )
 from service.core.scores import UNITS
 from service.images import heat_map, levels_to_png
@@ -256,6 +257,21 @@ class LikelihoodAnswer(Metadata):
     )
 
 
+class ScoreAnswer(Metadata):
+    """What a discriminator or critic says of images, in their order, and what that means."""
+
+    score: list[float | None] = Field(
+        description="one for each image, in `unit`; null where it is not finite"
+    )
+    higher_means: str = Field(description="more_real or less_real")
+    unit: str = Field(description="of the scores, the model's own: those of two don't compare")
+    meaning: str = Field(description="in words or as a formula")
+    conditioning: str = Field(
+        description="given: as images of the condition; none: there is none, or the model did "
+        "without"
+    )
+
+
 def metadata(answer: Answer, request_id: str) -> dict[str, Any]:
     """Return what every answer says, by the names of `Metadata`."""
     return {
@@ -286,6 +302,8 @@ def to_json(answer: Answer, body: Body, request_id: str) -> bytes:
         case LikelihoodResult() as result:
             assert isinstance(body, LikelihoodBody)
             content |= _scored(answer.manifest, result, body)
+        case ScoreResult() as result:
+            content |= score_meaning(result) | {"score": _numbers(result.score)}
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -299,6 +317,12 @@ def latent_space(answer: Answer) -> str:
 def _encoded(result: EncodeResult, part: EncodePart) -> Array | None:
     """Return a part of what images were encoded to; deviations are null where there are none."""
     return _numbers(result.deviations if part == "deviations" else result.part(part))
+
+
+def score_meaning(result: ScoreResult) -> dict[str, str]:
+    """Return what the scores of a result mean, by the names of `ScoreAnswer`."""
+    names = ("higher_means", "unit", "meaning", "conditioning")
+    return {name: getattr(result, name) for name in names}
 
 
 def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str, Any]:

@@ -29,6 +29,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.LatentSpaceMismatch: 422,
     errors.ControlNotOffered: 422,
     errors.ConditionNotOffered: 422,
+    errors.ConditionRequired: 422,
     errors.InvalidResumeToken: 422,
     errors.ResumeMismatch: 422,
     errors.Unauthenticated: 401,

@@ -307,6 +307,33 @@ class InterpolateBody(GenerationBody):
         )
 
 
+class ScoreBody(ConditionedBody):
+    """Ask a discriminator or critic how real images look, each by itself; this is no likelihood."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "mnist-dcgan", "images": [_BLANK], "class_label": 1}]
+        }
+    )
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures
+    scale: core.Scale = "levels"
+    """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that the answer holds."""
+        return ("score",)
+
+    def to_core(self) -> core.ScoreRequest:
+        """Return the core's request."""
+        return core.ScoreRequest(
+            images=self.images, condition=self.core_condition(), scale=self.scale
+        )
+
+
 class EncodeBody(Body):
     """Map images to latents or codes."""
 
@@ -346,7 +373,7 @@ class EncodeBody(Body):
 
 
 class LikelihoodBody(ConditionedBody):
-    """Score images. An image's score does not depend on its place in the request."""
+    """How likely images are, and how anomalous. Their places in the request change nothing."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -39,6 +39,7 @@ OPERATIONS = (
     "likelihood",
     "interpolate",
     "complete",
+    "score",
 )
 """Every operation, in the order in which people meet them."""
 
@@ -60,6 +61,7 @@ _FUNCTIONS = {
     "log_likelihood": ({"data", "condition", "noise"}, {"log_likelihood"}),
     "background_log_likelihood": ({"data", "condition"}, {"log_likelihood"}),
     "log_mass_given_latent": ({"data", "latent"}, {"log_likelihood"}),
+    "score": ({"data", "condition"}, {"score"}),
     "row_step": _STEP,
     "row_step_filtered": _STEP,
     "draw": ({"condition", "control", "forced", "noise"}, {"levels"}),
@@ -77,6 +79,7 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
         "encode": ("encode",),
         "reconstruct": ("encode", "decode"),
         "likelihood": ("log_likelihood",),
+        "score": ("score",),
     },
     "raster_rows": {
         "sample": ("row_step",),
@@ -248,6 +251,7 @@ class Port(Part):
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
         "cache", "forced", "steps", "levels", "log_likelihood", "log_likelihood_map", "statistic",
+        "score",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -295,7 +299,7 @@ class Graph(Part):
 
 
 class Operation(Part):
-    """An operation offered; the fields say what a likelihood means."""
+    """An operation offered; the fields say what a likelihood, or a score, means."""
 
     quantity: Literal["probability", "density"] | None = None
     kind: Literal["exact", "lower_bound", "estimate"] | None = None
@@ -307,6 +311,11 @@ class Operation(Part):
         None, description="nats, of an estimated log normaliser: the error that all images share"
     )
     conditioning: Literal["given", "none", "marginal"] | None = None
+    higher_means: Literal["more_real", "less_real"] | None = Field(
+        None, description="of a score, which way up it is"
+    )
+    unit: str | None = Field(None, description="of a score")
+    meaning: str | None = Field(None, description="of a score, in words or as a formula")
 
 
 class Figure(Part):
@@ -497,6 +506,15 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
+    def _a_score_says_what_it_means(self) -> Self:
+        if (stated := self.operations.get("score")) is None:
+            return self
+        needed = {"higher_means", "unit", "meaning"}
+        if missing := {name for name in needed if getattr(stated, name) is None}:
+            raise ValueError(f"operation 'score' must state {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
     def _ports_have_the_shapes_of_what_they_carry(self) -> Self:
         shapes: dict[str, tuple[int, ...] | None] = {
             "data": self.preprocess.row_shape(self.event),
@@ -507,6 +525,7 @@ class Manifest(Part):
             "log_likelihood": (),
             "statistic": (),
             "steps": (),
+            "score": (),
         }
         height, width, _ = self.event.shape
         for name, graph in self.graphs.items():

@@ -18,6 +18,7 @@ from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.chains import FREE, chained, rows_of_a_call
 from service.core.conditions import class_weights
+from service.core.critic import score
 from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port
 from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
@@ -211,6 +212,7 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
     "likelihood": likelihood,
     "interpolate": interpolate,
     "complete": complete,
+    "score": score,
 }
 
 

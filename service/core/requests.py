@@ -23,6 +23,7 @@ LikelihoodPart = Literal["log_likelihood", "scores", "log_likelihood_map"]
 EncodePart = Literal["latents", "codes", "deviations", "draws"]
 GenerationPart = Literal["images", "latents", "codes", "log_likelihood", "log_weight"]
 Show = Literal["rows", "preview"]
+HigherMeans = Literal["more_real", "less_real"]
 Images = Array | Sequence[bytes]
 """Whole levels, or floats in [0, 1] where the scale is `unit`, [N, H, W, C]; or a PNG each."""
 
@@ -217,6 +218,15 @@ class InterpolateRequest:
     scale: Scale = "levels"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """Ask a discriminator or critic how real images look."""
+
+    images: Images
+    condition: ConditionRequest = ConditionRequest()
+    scale: Scale = "levels"
+
+
 Request = (
     SampleRequest
     | EncodeRequest
@@ -225,6 +235,7 @@ Request = (
     | LikelihoodRequest
     | CompleteRequest
     | InterpolateRequest
+    | ScoreRequest
 )
 
 
@@ -357,7 +368,24 @@ class LikelihoodResult:
         return len(self.log_likelihood)
 
 
-Result = GenerationResult | EncodeResult | LikelihoodResult
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+    """What a discriminator or critic says of each image, and what that means."""
+
+    score: NDArray[np.float64]  # [N], in `unit`
+    higher_means: HigherMeans
+    unit: str
+    meaning: str
+    conditioning: str  # given or none
+    seed: int = 0  # nothing is drawn
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.score)
+
+
+Result = GenerationResult | EncodeResult | LikelihoodResult | ScoreResult
 
 
 def check_range(name: str, value: float, minimum: float, maximum: float) -> None:

@@ -27,6 +27,7 @@ from service.core.requests import (
     LikelihoodRequest,
     ReconstructRequest,
     SampleRequest,
+    ScoreRequest,
     StreamRequest,
     check_range,
 )
@@ -131,6 +132,15 @@ def complete(message: pb.CompleteRequest) -> CompleteRequest:
         **_given(message, *_SAMPLING, "prefix_rows", "candidates"),
         image=image,
         known=_known(message.known, image) if message.HasField("known") else None,
+        condition=_condition(message),
+    )
+
+
+def score(message: pb.ScoreRequest) -> ScoreRequest:
+    """Return what a ScoreRequest asks."""
+    return ScoreRequest(
+        **_given(message, "scale"),
+        images=_images(message.images, message.scale),
         condition=_condition(message),
     )
 

@@ -88,6 +88,10 @@ class GenerationServicer(GenerationServiceServicer):
             "complete", message, context, reading.complete, pb.CompleteResponse
         )
 
+    async def Score(self, message: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """Ask a discriminator or critic how real images look."""
+        return writing.scores(await self._run("score", message, context, reading.score))
+
     def StreamSample(
         self, message: pb.StreamSampleRequest, context: Context
     ) -> AsyncGenerator[pb.StreamSampleResponse, None]:

@@ -33,6 +33,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.LatentSpaceMismatch: StatusCode.INVALID_ARGUMENT,
     errors.ControlNotOffered: StatusCode.INVALID_ARGUMENT,
     errors.ConditionNotOffered: StatusCode.INVALID_ARGUMENT,
+    errors.ConditionRequired: StatusCode.INVALID_ARGUMENT,
     errors.InvalidResumeToken: StatusCode.INVALID_ARGUMENT,
     errors.ResumeMismatch: StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: StatusCode.UNAUTHENTICATED,

@@ -18,6 +18,7 @@ from service.core.requests import (
     EncodeResult,
     GenerationResult,
     LikelihoodResult,
+    ScoreResult,
 )
 from service.core.scores import UNITS
 from service.core.streaming import Preview, Rows
@@ -122,6 +123,20 @@ def likelihoods(answer: Answer, parts: Sequence[str], png: bool) -> pb.Likelihoo
         conditioning=to_name(pb.Conditioning.DESCRIPTOR, result.conditioning),
         draws=result.draws,
         binarisation=to_name(pb.Binarisation.DESCRIPTOR, result.binarisation),
+    )
+
+
+def scores(answer: Answer) -> pb.ScoreResponse:
+    """Return the answer of Score."""
+    result = answer.result
+    assert isinstance(result, ScoreResult), "the operation asks a discriminator"
+    return pb.ScoreResponse(
+        **_origin(answer),
+        score=result.score.tolist(),
+        higher_means=to_name(pb.HigherMeans.DESCRIPTOR, result.higher_means),
+        unit=result.unit,
+        meaning=result.meaning,
+        conditioning=to_name(pb.Conditioning.DESCRIPTOR, result.conditioning),
     )
 
 

@@ -91,6 +91,12 @@ class BaseMeasure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BASE_MEASURE_COUNTING: _ClassVar[BaseMeasure]
     BASE_MEASURE_LEBESGUE: _ClassVar[BaseMeasure]
 
+class HigherMeans(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HIGHER_MEANS_UNSPECIFIED: _ClassVar[HigherMeans]
+    HIGHER_MEANS_MORE_REAL: _ClassVar[HigherMeans]
+    HIGHER_MEANS_LESS_REAL: _ClassVar[HigherMeans]
+
 class Conditioning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CONDITIONING_UNSPECIFIED: _ClassVar[Conditioning]
@@ -160,6 +166,9 @@ LIKELIHOOD_KIND_ESTIMATE: LikelihoodKind
 BASE_MEASURE_UNSPECIFIED: BaseMeasure
 BASE_MEASURE_COUNTING: BaseMeasure
 BASE_MEASURE_LEBESGUE: BaseMeasure
+HIGHER_MEANS_UNSPECIFIED: HigherMeans
+HIGHER_MEANS_MORE_REAL: HigherMeans
+HIGHER_MEANS_LESS_REAL: HigherMeans
 CONDITIONING_UNSPECIFIED: Conditioning
 CONDITIONING_GIVEN: Conditioning
 CONDITIONING_NONE: Conditioning
@@ -396,6 +405,48 @@ class ReconstructResponse(_message.Message):
     class_label: _containers.RepeatedScalarFieldContainer[int]
     codes: Codes
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
+
+class ScoreRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "images", "scale", "class_label", "condition")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    images: Images
+    scale: Scale
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    condition: Condition
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "score", "higher_means", "unit", "meaning", "conditioning")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    HIGHER_MEANS_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    MEANING_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONING_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    score: _containers.RepeatedScalarFieldContainer[float]
+    higher_means: HigherMeans
+    unit: str
+    meaning: str
+    conditioning: Conditioning
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., score: _Optional[_Iterable[float]] = ..., higher_means: _Optional[_Union[HigherMeans, str]] = ..., unit: _Optional[str] = ..., meaning: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ...) -> None: ...
 
 class LikelihoodRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format")

@@ -71,6 +71,11 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/genserve.v1.GenerationService/Score',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.StreamSample = channel.unary_stream(
                 '/genserve.v1.GenerationService/StreamSample',
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleRequest.SerializeToString,
@@ -162,6 +167,13 @@ class GenerationServiceServicer(object):
 
     def Complete(self, request, context):
         """Draws the rest of an image, of which some pixels are known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Asks a discriminator or critic how real images look. This is no likelihood.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +285,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.SerializeToString,
             ),
             'StreamSample': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamSample,
@@ -506,6 +523,33 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/Complete',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/Score',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

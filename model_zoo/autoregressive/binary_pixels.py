@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
-from model_zoo.autoregressive.draw import Draw, Recurrence
+from model_zoo.autoregressive.draw import Draw, Recurrence, log_probabilities, of_values
 from model_zoo.cards import (
     BINARISATION,
     EXACT_PROBABILITY,
@@ -55,7 +54,7 @@ class BinaryPixels(Family):
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Return log p(x_d | x_<d) in nats, [N, D], for x [N, D] in {0, 1}."""
-        return logsigmoid((2 * x - 1) * self.logits(x))
+        return of_values(log_probabilities(self.logits(x)), x)
 
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: -log p(x) of binarised images, in nats."""
@@ -126,8 +125,7 @@ class LogProbabilityAndEntropy(nn.Module):
         average, if the model drew each pixel after those that the image has before it.
         """
         x = data.flatten(1)
-        logits = self.model.logits(x)
-        of_pixels = logsigmoid((2 * x - 1) * logits)
-        on = torch.sigmoid(logits)
-        entropies = -on * logsigmoid(logits) - (1 - on) * logsigmoid(-logits)
+        logs = log_probabilities(self.model.logits(x))
+        of_pixels = of_values(logs, x)
+        entropies = -(logs.exp() * logs).sum(dim=2)
         return of_pixels.sum(dim=1), of_pixels.view_as(data).squeeze(1), entropies.sum(dim=1)

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from model_zoo.family import Port
 from model_zoo.scan import Scan
@@ -79,7 +78,8 @@ class Draw(Scan):
         state, coldness = states
         forced, uniform, *slices = items
         logit = self.recurrence.logit(state, *slices)
-        drawn = (uniform >= torch.sigmoid(-logit * coldness)).long()
+        probability = log_odds(logit * coldness).softmax(dim=-1)
+        drawn = (uniform >= probability[..., 0]).long()
         value = torch.where(forced < 0, drawn, forced)
         state = self.recurrence.move_on(state, value[:, None].float(), *slices)
         return (state, coldness), (value, logit)
@@ -87,4 +87,23 @@ class Draw(Scan):
     def finish(self, *results: Tensor) -> tuple[Tensor, ...]:
         """Map values and log odds [D, B] to values and their log-probabilities in nats, [B, D]."""
         values, logits = results
-        return values.T, logsigmoid((2 * values - 1) * logits).T
+        return values.T, of_values(log_probabilities(logits), values).T
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """Set log odds of 1 beside those of 0, on a last axis, for a softmax over both.
+
+    It takes each pair by itself. Of functions that ONNX Runtime applies element by element, the
+    last bit depends on the place in memory, and so on what else is in a batch.
+    """
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Map log odds of 1 to log-probabilities of 0 and of 1 in nats, [.., 2]."""
+    return log_odds(logits).log_softmax(dim=-1)
+
+
+def of_values(logs: Tensor, values: Tensor) -> Tensor:
+    """Return the log-probabilities of binary values, [..], among those of 0 and 1, [.., 2]."""
+    return torch.where(values > 0, logs[..., 1], logs[..., 0])

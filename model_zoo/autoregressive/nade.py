@@ -21,10 +21,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from model_zoo.autoregressive.binary_pixels import BinaryPixels
 from model_zoo.autoregressive.draw import Recurrence
 
+AT_A_TIME = 16  # numbers that an instruction takes, on the widest processors
 INITIAL_DEVIATION = 0.01  # of W and V: all hidden layers start alike
 
 
@@ -72,7 +74,11 @@ class NADE(BinaryPixels):
 
 
 class HiddenLayers(Recurrence):
-    """The activation a_d of the hidden layer, from pixel to pixel (2016, equation 5)."""
+    """The activation a_d of the hidden layer, from pixel to pixel (2016, equation 5).
+
+    Hidden layers are filled up with units that do nothing: where one ends inside of what an
+    instruction takes, the last bits of its sigmoids depend on what else is in a batch.
+    """
 
     def __init__(self, model: NADE):
         """Take the weights of a model."""
@@ -81,11 +87,12 @@ class HiddenLayers(Recurrence):
 
     def start(self) -> Tensor:
         """Return a_1 = c, [H]."""
-        return self.model.bias
+        return fill_up(self.model.bias)
 
     def slices(self) -> tuple[Tensor, ...]:
         """Return W, V and b."""
-        return self.model.weight, self.model.output_weight, self.model.output_bias
+        weight, output_weight = fill_up(self.model.weight), fill_up(self.model.output_weight)
+        return weight, output_weight, self.model.output_bias
 
     def logit(self, state: Tensor, *slices: Tensor) -> Tensor:
         """Map activations [B, H] to V_d h_d + b_d, [B]."""
@@ -95,6 +102,11 @@ class HiddenLayers(Recurrence):
     def move_on(self, state: Tensor, value: Tensor, *slices: Tensor) -> Tensor:
         """Add W_,d x_d to activations [B, H]."""
         return state + slices[0] * value
+
+
+def fill_up(weights: Tensor) -> Tensor:
+    """Append zeros to the last axis, to a multiple of AT_A_TIME."""
+    return pad(weights, (0, -weights.shape[-1] % AT_A_TIME))
 
 
 def row_logits(row: Tensor, activation: Tensor, weight: Tensor, output_weight: Tensor) -> Tensor:

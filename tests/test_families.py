@@ -41,6 +41,7 @@ TINY: Mapping[str, dict[str, Any]] = {
     "baselines.probabilistic_pca.ProbabilisticPCA": {"components": 3},
     "flows.ffjord.FFJORD": {"width": 8, "steps": 2},
     "flows.glow.Glow": {"widths": (4, 4), "steps": (2, 2)},
+    "flows.nice.NICE": {"couplings": 2, "width": 16, "layers": 2},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
 }

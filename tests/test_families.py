@@ -64,7 +64,7 @@ TINY: Mapping[str, dict[str, Any]] = {
     "baselines.probabilistic_pca.ProbabilisticPCA": {"components": 3},
     "flows.ffjord.FFJORD": {"width": 8, "steps": 2},
     "flows.glow.Glow": {"widths": (4, 4), "steps": (2, 2)},
-    "flows.nice.NICE": {"couplings": 2, "width": 4, "layers": 2},
+    "flows.nice.NICE": {"couplings": 2, "width": 16, "layers": 2},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
     "energy.rbm.RestrictedBoltzmannMachine": {"hidden_units": 6, "annealing_steps": 100},
     "energy.deep_boltzmann_machine.DeepBoltzmannMachine": {

@@ -55,6 +55,14 @@ TINY: Mapping[str, dict[str, Any]] = {
         "prior_layers": 2,
         "prior_channels": 4,
     },
+    "autoencoders.vq_vae_2.HierarchicalVectorQuantisedAutoencoder": {
+        "classes": 3,
+        "levels": 5,
+        "code_size": 2,
+        "width": 4,
+        "prior_layers": 2,
+        "prior_channels": 4,
+    },
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
     "gans.dcgan.DCGAN": {"classes": 3, "latent_size": 4, "width": 4},
 }

@@ -1,6 +1,7 @@
 """The training loop, one for all families: a recipe in, weights and measured figures out.
 
-Run `python -m model_zoo.train RECIPE`, or without a recipe for all of them. A run lives in
+Run `python -m model_zoo.train RECIPE`, or without a recipe for all of them; with `--measure` what
+was trained before is measured again, and its record says so. A run lives in
 `runs/<model>/`: a checkpoint after every epoch, from which a run that was stopped goes on bit for
 bit; `log.jsonl` with the figures on the `select` split; sample sheets. When the last epoch is
 over, the weights kept are rounded to float16, measured once on the test split and written to
@@ -37,6 +38,7 @@ from model_zoo.recipe import (
     build,
     read_recipe,
     recipe_names,
+    trained_state,
 )
 from model_zoo.sheets import write_sample_sheet
 
@@ -174,8 +176,7 @@ class Run:
 
     def measure(self, model: Trainable, split: str) -> list[Figure]:
         """Evaluate a model on a split with fixed draws."""
-        generator = torch.Generator(self.device).manual_seed(EVALUATION_SEED)
-        return model.eval().evaluate(self.splits[split].batch(), generator)
+        return measure(model, self.splits[split])
 
     def _is_best(self, value: float) -> bool:
         if self.best is None or self.recipe.keep == "last":
@@ -257,6 +258,32 @@ def train(
     write_atomically(weights / f"{recipe.name}.json", lambda path: path.write_text(text))
 
 
+def measure(model: Trainable, examples: Examples) -> list[Figure]:
+    """Evaluate a model with fixed draws."""
+    generator = torch.Generator(examples.images.device).manual_seed(EVALUATION_SEED)
+    return model.eval().evaluate(examples.batch(), generator)
+
+
+def measure_again(
+    recipe: Recipe, splits: Mapping[str, Examples] | None = None, weights: Path = WEIGHTS
+) -> None:
+    """Measure trained weights on the test split as the family does now, and rewrite the figures.
+
+    What else their record says stays. Raises DataError, RecipeError.
+    """
+    state = trained_state(recipe.name, weights)
+    if not state:
+        raise RecipeError(f"{recipe.name} has no weights to measure: train it first")
+    model = build(recipe)
+    model.load_state_dict(state)
+    path = weights / f"{recipe.name}.json"
+    record = json.loads(path.read_text())
+    figures = measure(model, (splits or load_splits(recipe.dataset))["test"])
+    record["figures"] = [asdict(_beside_its_own(figure, recipe.dataset)) for figure in figures]
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(path, lambda path: path.write_text(text))
+
+
 def round_to_half(model: Trainable) -> Trainable:
     """Round weights to numbers that float16 holds, in place, and return a copy of that type.
 
@@ -334,15 +361,18 @@ def training_order() -> list[str]:
 
 
 def main() -> None:
-    """Train the recipes named on the command line, or all of them."""
+    """Train the recipes named on the command line, or all of them, or measure them again."""
     parser = argparse.ArgumentParser(
         prog="python -m model_zoo.train",
         description="Train models by their recipes. A stopped run goes on where it was.",
     )
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="a name or a .toml file")
+    parser.add_argument("--measure", action="store_true", help="measure what is trained already")
+    arguments = parser.parse_args()
+    work = measure_again if arguments.measure else train
     try:
-        for name in parser.parse_args().recipes or training_order():
-            train(read_recipe(name))
+        for name in arguments.recipes or training_order():
+            work(read_recipe(name))
     except (DataError, RecipeError, TrainingError) as error:
         sys.exit(f"error: {error}")
 

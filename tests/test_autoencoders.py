@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
+from model_zoo.autoencoders.cvae import ConditionalVariationalAutoencoder
 from model_zoo.autoencoders.vae import VariationalAutoencoder
 from model_zoo.family import Batch
 from model_zoo.layers import binarise
@@ -165,3 +166,72 @@ def test_a_few_steps_of_training_raise_the_bound():
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+# Conditional
+
+
+def smallest_conditional_model() -> ConditionalVariationalAutoencoder:
+    """Two classes, one latent coordinate, and a prior for each class that is not the other's."""
+    torch.manual_seed(0)
+    model = ConditionalVariationalAutoencoder(
+        (1, 4, 4), classes=2, latent_size=1, width=8, residual_blocks=1
+    ).eval()
+    model.prior_means.copy_(torch.tensor([[1.0], [-2.0]]))
+    model.prior_factors.copy_(torch.tensor([[[0.5]], [[1.5]]]))
+    return model
+
+
+@torch.no_grad()
+def test_conditional_weights_average_to_the_probability_given_the_class():
+    model = smallest_conditional_model()
+    x = (torch.rand(1, 1, 4, 4, generator=generator()) < 0.5).float()
+    z = torch.linspace(-12, 12, 2401)[:, None]
+    for label, (mean, deviation) in enumerate(((1.0, 0.5), (-2.0, 1.5))):
+        weights = torch.eye(2)[label]
+        log_prior = torch.distributions.Normal(mean, deviation).log_prob(z[:, 0])
+        logits = model.decode_logits(z, weights.expand(len(z), 2))
+        log_given = bernoulli_log_mass(x.expand(len(z), 1, 4, 4), logits)
+        exact = (log_prior + log_given + math.log(0.01)).logsumexp(dim=0).item()
+        noise = torch.randn(50_000, 1, generator=generator(1))
+        draws, _ = model.log_weight_and_error(
+            x.expand(50_000, 1, 4, 4),
+            weights.expand(50_000, 2),
+            noise,
+            torch.linalg.inv(model.prior_factors),
+        )
+        assert draws.mean() <= exact  # the evidence lower bound
+        estimate = draws.logsumexp(dim=0).item() - math.log(50_000)
+        assert estimate == pytest.approx(exact, abs=0.05)
+
+
+@torch.no_grad()
+def test_the_prior_of_a_class_is_drawn_as_its_density_says():
+    model, count = smallest_conditional_model(), 100_000
+    uniform = torch.rand(count, generator=generator())
+    noise = torch.randn(count, 1, generator=generator(1))
+    weights = torch.tensor([0.25, 0.75]).expand(count, 2)
+    latent = model.draw_latent(uniform, noise, torch.ones(count), weights)
+    edges = torch.linspace(-7, 4, 45)
+    middle = (edges[:-1] + edges[1:]) / 2
+    whiteners = torch.linalg.inv(model.prior_factors)
+    density = model.log_prior(middle[:, None], weights[: len(middle)], whiteners).exp()
+    assert (density.sum() * 0.25).item() == pytest.approx(1, abs=5e-3)
+    share = latent.flatten().histc(bins=44, min=-7, max=4) / count
+    assert (share - density * 0.25).abs().sum().item() < 0.03
+    one = model.draw_latent(uniform, noise, torch.zeros(count), torch.eye(2)[1].expand(count, 2))
+    assert torch.equal(one, torch.full_like(one, -2.0))
+
+
+@torch.no_grad()
+def test_the_fitted_prior_of_each_class_raises_the_bound():
+    torch.manual_seed(0)
+    model = ConditionalVariationalAutoencoder(classes=2, **TINY).eval()
+    model.encoder[-1].weight *= 10
+    images = torch.randint(0, 2, (400, 1, 8, 8), generator=generator()) * 255.0
+    images[::2, :, :4] = 0
+    batch = Batch(images, torch.arange(400) % 2)
+    before = model.evaluate(batch, generator())[0].value
+    model.conclude(batch, generator())
+    assert model.evaluate(batch, generator())[0].value > before + 0.1
+    assert not torch.allclose(model.prior_means[0], model.prior_means[1], atol=0.1)

@@ -243,12 +243,21 @@ def test_learning_rate_rises_then_falls_to_its_last_value(step: int):
 def test_record_says_what_the_weights_are(tmp_path: Path):
     weights = run(tmp_path, TINY)
     record = json.loads((tmp_path / "weights/tiny.json").read_text())
-    assert [figure["name"] for figure in record["figures"]] == ["elbo", "iwae_64"]
+    assert [figure["name"] for figure in record["figures"]] == ["elbo", "iwae_200"]
     assert all(figure["protocol"] for figure in record["figures"])
     assert record["splits"]["select"]["count"] == 8
     assert record["provenance"]["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert record["provenance"]["torch"] == torch.__version__
     assert record["provenance"]["processor_seconds"] > 0
+
+
+def test_measuring_again_changes_the_figures_alone(tmp_path: Path):
+    run(tmp_path, TINY)
+    path = tmp_path / "weights/tiny.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"figures": []}))
+    training.measure_again(TINY, SPLITS, tmp_path / "weights")
+    assert json.loads(path.read_text()) == record
 
 
 @pytest.mark.parametrize(("dataset", "published"), [("mnist", VAE_PUBLISHED["value"]), ("x", None)])

@@ -66,7 +66,7 @@ CHOICES = {
     pb.Estimator: requests.Estimator,
     pb.ModelState: models.State,
     pb.ModelChangeKind: models.ChangeKind,
-    pb.EncodingPart: fields.EncodePart,
+    pb.EncodingPart: requests.EncodePart,
     pb.ImageFormat: schemas.GenerationBody.model_fields["image_format"].annotation,
 }
 

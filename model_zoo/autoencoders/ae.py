@@ -14,11 +14,15 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
-from model_zoo.autoencoders.autoencoder_layers import convolutional_decoder, convolutional_encoder
+from model_zoo.autoencoders.autoencoder_layers import (
+    convolutional_decoder,
+    convolutional_encoder,
+    normal_log_densities,
+)
 from model_zoo.cards import image_event, image_preprocess
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
-from model_zoo.layers import standard_error, standard_normal_log_density
+from model_zoo.layers import standard_error
 
 CHUNK = 500  # images encoded at a time
 SMALLEST_VARIANCE = 1e-3  # added to each component's, so that none is flat; encodings are about 1
@@ -74,12 +78,10 @@ class Autoencoder(Family):
 
     def mixture_log_density(self, latent: Tensor) -> Tensor:
         """Return the log density of latents under the mixture in nats, [N]."""
-        away = (latent[None] - self.mixture_means[:, None]).mT  # [K, latent, N]
-        whitened = torch.linalg.solve_triangular(self.mixture_factors, away, upper=False)
-        log_normal = torch.stack([standard_normal_log_density(each.mT) for each in whitened])
-        log_volume = self.mixture_factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
-        log_weight = (self.mixture_weights / self.mixture_weights.sum()).log()
-        return (log_weight[:, None] + log_normal - log_volume[:, None]).logsumexp(dim=0)
+        whiteners = torch.linalg.inv(self.mixture_factors)
+        log_densities = normal_log_densities(latent, self.mixture_means, whiteners)
+        log_weights = (self.mixture_weights / self.mixture_weights.sum()).log()
+        return (log_weights + log_densities).logsumexp(dim=1)
 
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: the squared error of the picture that comes back."""
@@ -219,8 +221,7 @@ class DrawLatent(nn.Module):
 
 def normal_log_density(x: Tensor) -> Tensor:
     """Return the log density in nats, [N], of each x [N, D] under the normal of their moments."""
-    away = x - x.mean(dim=0)
-    spread = away.T @ away / len(x) + SMALLEST_VARIANCE * torch.eye(x.shape[1], device=x.device)
-    factor = torch.linalg.cholesky(spread)
-    whitened = torch.linalg.solve_triangular(factor, away.T, upper=False).T
-    return standard_normal_log_density(whitened) - factor.diagonal().log().sum()
+    mean = x.mean(dim=0)
+    spread = (x - mean).T @ (x - mean) / len(x)
+    factor = torch.linalg.cholesky(spread + SMALLEST_VARIANCE * torch.eye(len(mean)).to(x))
+    return normal_log_densities(x, mean[None], torch.linalg.inv(factor)[None])[:, 0]

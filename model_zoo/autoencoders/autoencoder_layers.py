@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from model_zoo.layers import ResidualBlock
+from model_zoo.layers import LOG_TWO_PI, ResidualBlock
 
 LOG_DEVIATION_LIMIT = 7.0  # exp(7) is far beyond any posterior; keeps the exponential finite
 
@@ -78,3 +78,14 @@ def kl_divergence(mean: Tensor, log_deviation: Tensor) -> Tensor:
     """Return KL(q(z|x) || p(z)) in nats, [N] (Kingma and Welling 2013, appendix B)."""
     divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
     return divergence.sum(dim=1)
+
+
+def normal_log_densities(x: Tensor, means: Tensor, whiteners: Tensor) -> Tensor:
+    """Return the log density in nats of x [N, D] under K normal distributions, [N, K].
+
+    Their means are [K, D], their covariances L L^T, and `whiteners` the inverses of the lower
+    triangular L, [K, D, D]: no graph can invert a matrix.
+    """
+    whitened = (whiteners @ (x[:, None] - means)[..., None])[..., 0]  # [N, K, D]
+    log_shrinking = whiteners.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
+    return log_shrinking - 0.5 * (whitened.square() + LOG_TWO_PI).sum(dim=2)

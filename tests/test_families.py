@@ -16,9 +16,10 @@ import torch
 
 from export import export_artifact
 from model_zoo.family import Batch, Family
+from service.core.manifest import read_manifest
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.settings import Settings
-from tests.both_transports import ask_grpc, ask_rest
+from tests.contract import check_operation
 
 ROOT = Path(__file__).parent.parent
 SIDE = 8
@@ -126,8 +127,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in TINY:
         family = build(name)
         take_a_step(family)
-        images = torch.randint(0, 256, (32, 1, SIDE, SIDE)).float()
-        family.eval().conclude(Batch(images, torch.arange(32) % 3), torch.Generator())
         export_artifact(
             folder,
             name=artifact_name(name),
@@ -186,49 +185,11 @@ CASES = [(name, operation) for name in TINY for operation in build(name).card().
 
 @pytest.mark.parametrize(("name", "operation"), CASES)
 async def test_every_operation_that_a_family_declares_is_served_alike_by_both_transports(
-    name: str, operation: str, client: httpx.AsyncClient, stub: GenerationServiceStub
+    repository: Path,
+    name: str,
+    operation: str,
+    client: httpx.AsyncClient,
+    stub: GenerationServiceStub,
 ) -> None:
-    request = {"model": artifact_name(name), **REQUESTS[operation]}
-    if operation == "decode":
-        request |= latents_or_codes(build(name))
-    if operation == "score" and build(name).card().condition:
-        request["class_label"] = [0, 2, 1]
-    rest, grpc = (
-        await ask_rest(client, operation, request),
-        await ask_grpc(stub, operation, request),
-    )
-    assert rest.dtype == grpc.dtype and np.array_equal(rest, grpc)
-    assert len(rest) == 3
-    assert np.all(np.isfinite(rest))
-    if operation in ("sample", "decode", "reconstruct", "interpolate", "complete"):
-        assert rest.shape == (3, SIDE, SIDE, 1) and rest.dtype == np.uint8
-
-
-def latents_or_codes(family: Family) -> dict[str, Any]:
-    """Return three rows of what a family decodes, by the name of their field."""
-    card, draws = family.card(), np.random.default_rng(2)
-    if card.codes is not None:
-        parts = [
-            draws.integers(each["levels"], size=(3, np.prod(each["shape"])))
-            for each in card.codes["maps"]
-        ]
-        return {"codes": np.hstack(parts).tolist()}
-    return {"latents": draws.normal(size=(3, card.latent["shape"][0])).round(3).tolist()}
-
-
-def pictures() -> list[Any]:
-    """Three black and white images: the levels that every family takes."""
-    bits = np.random.default_rng(1).integers(0, 2, (3, SIDE, SIDE, 1))
-    return (255 * bits).tolist()
-
-
-REQUESTS: Mapping[str, dict[str, Any]] = {
-    "sample": {"count": 3, "seed": 5},
-    "encode": {"images": pictures()},
-    "decode": {"seed": 5},
-    "reconstruct": {"images": pictures(), "seed": 5},
-    "likelihood": {"images": pictures()},
-    "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": 3, "seed": 5},
-    "complete": {"image": pictures()[0], "prefix_rows": 4, "count": 3, "seed": 5},
-    "score": {"images": pictures()},
-}
+    manifest = read_manifest(repository / artifact_name(name) / "1")
+    await check_operation(manifest, operation, client, stub)

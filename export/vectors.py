@@ -48,6 +48,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return _draw_codes(card.codes["maps"], generator)
         case "data", _:
             return _to_graph_values(_draw_levels(card, generator), card)
+        case "cache", _ if _highest_step(graph):
+            return generator.integers(2, size=(ROWS, *port.shape))  # the state of a chain
         case "cache", _:
             return generator.uniform(-1, 1, (ROWS, *port.shape))  # as inputs and gates are
         case "steps", _:

@@ -349,6 +349,9 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-dcgan", "within_class_distance"] >= 0.8
     assert figures["mnist-pixelcnn", "bits_per_dim"] <= 0.95
     assert figures["mnist-realnvp", "bits_per_dim"] <= 1.40
+    assert figures["mnist-rbm", "log_likelihood"] >= -87
+    assert figures["mnist-rbm", "log_likelihood_reverse"] >= -90
+    assert figures["mnist-dbm", "log_likelihood"] >= -95
     assert figures["mnist-vae", "elbo"] >= -97
 
 

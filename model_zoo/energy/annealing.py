@@ -7,8 +7,8 @@ estimate of Z / Z_0. Estimates of log Z tend to be too low, and likelihoods with
 
 Yuri Burda, Roger Grosse and Ruslan Salakhutdinov, "Accurate and Conservative Estimates of MRF
 Log-likelihood using Reverse Annealing", 2015, arXiv:1412.8566: chains that go the way back, from a
-picture v, give an unbiased estimate of how probable v is where pictures are drawn by going there
-(equation 14). Estimates of log-likelihoods tend to be too low. Where both agree, both are right.
+picture v, give an unbiased estimate of how probable v is where pictures are drawn by going there.
+Estimates of log-likelihoods tend to be too low. Where both agree, both are right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Shares of the way and of its steps, after Salakhutdinov and Murray, section 6.1: near the model
+# Shares of the way and of its steps, after Salakhutdinov and Murray: near the model
 # the chains have most to sort out.
 SCHEDULE = ((0.0, 0.5, 0.05), (0.5, 0.9, 0.3), (0.9, 1.0, 0.65))
 

@@ -3,7 +3,7 @@
 Ruslan Salakhutdinov and Geoffrey Hinton, "Deep Boltzmann Machines", 2009. Pixels v and hidden
 layers h1 and h2 have an energy with terms for v and h1, and for h1 and h2 (their equation 9). Given
 h1, the other two are independent, and given those, so is h1: a Gibbs step draws either whole. What
-the data expects of hidden units comes from the mean field of section 2.1, what the model expects
+the data expects of hidden units comes from a mean field, what the model expects
 from persistent chains.
 
 All layers are trained at once, without the layer-wise start of section 3.1: the energy is of
@@ -105,7 +105,7 @@ class DeepBoltzmannMachine(Family):
         return -(biases + of_pairs.sum(dim=1))
 
     def mean_field(self, v: Tensor, updates: int) -> tuple[Tensor, Tensor]:
-        """Return the means of both layers given pixels, by so many updates (section 2.1)."""
+        """Return the means of both layers given pixels, by so many updates."""
         from_below = self._from_below(v)
         h1 = torch.sigmoid(from_below)
         for _ in range(updates):
@@ -114,7 +114,7 @@ class DeepBoltzmannMachine(Family):
         return h1, torch.sigmoid(self.second_logits(h1))
 
     def bound(self, v: Tensor) -> Tensor:
-        """Return a lower bound on log p(v) + log Z in nats, [N] (equation 4)."""
+        """Return a lower bound on log p(v) + log Z in nats, [N], that of the mean field."""
         h1, h2 = self.mean_field(v, UPDATES)
         entropy = bernoulli_entropy(h1) + bernoulli_entropy(h2)
         return entropy - self.energy(v, h1, h2)

@@ -18,7 +18,6 @@ from model_zoo.data import DataError, Examples, describe_splits, load_splits
 CHECKOUT = Path(__file__).resolve().parent.parent
 UNCALIBRATED = {
     "mnist-vae-2d",  # it is there for its map; mnist-vae judges digits better
-    "mnist-8x8-ffjord",  # its images are of no other model's size
     "mnist-gaussian-mixture",  # the baselines are there to be compared with
     "mnist-kernel-density",
     "mnist-ppca",

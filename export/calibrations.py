@@ -21,7 +21,6 @@ UNCALIBRATED = {
     "mnist-cvae",  # for its classes
     "mnist-vq-vae",  # for its codes
     "mnist-vq-vae-2",
-    "mnist-8x8-ffjord",  # its images are of no other model's size
     "mnist-gaussian-mixture",  # the baselines are there to be compared with
     "mnist-kernel-density",
     "mnist-ppca",

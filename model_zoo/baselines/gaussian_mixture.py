@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from sklearn.mixture import GaussianMixture as Fit
 
-from model_zoo.baselines.mixtures import Components, MixtureOfNormals, fitted, seed_of
+from model_zoo.baselines.fitting import fitted, seed_of
+from model_zoo.baselines.mixtures import Components, MixtureOfNormals
 from model_zoo.family import Batch
 from model_zoo.layers import uniform_noise
 

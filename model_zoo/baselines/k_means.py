@@ -11,8 +11,7 @@ import torch
 from sklearn.cluster import KMeans as Fit
 from torch import Tensor, nn
 
-from model_zoo.baselines.mixtures import fitted, seed_of
-from model_zoo.baselines.squared_error import squared_error
+from model_zoo.baselines.fitting import fitted, seed_of, squared_error
 from model_zoo.cards import image_event, image_preprocess, normal_latent
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from sklearn.neighbors import KernelDensity as Fit
 
-from model_zoo.baselines.mixtures import Components, MixtureOfNormals, deviations, fitted
+from model_zoo.baselines.fitting import deviations, fitted
+from model_zoo.baselines.mixtures import Components, MixtureOfNormals
 from model_zoo.family import Batch
 from model_zoo.layers import uniform_noise
 

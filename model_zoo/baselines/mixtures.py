@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
@@ -103,18 +102,3 @@ class Draw(nn.Module):
     def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
         """Map [N, D] and [N, 1] to [N, C, H, W], not yet rounded."""
         return self.model.draw(latent, noise) - BIN_CENTRE
-
-
-def fitted(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    """Return a parameter that no gradient moves; zero until `conclude` fits it."""
-    return nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
-
-
-def seed_of(generator: torch.Generator) -> int:
-    """Draw the seed of a fit that keeps its own generator."""
-    return int(torch.randint(2**31, (), generator=generator, device=generator.device))
-
-
-def deviations(levels: Tensor) -> Tensor:
-    """Return the deviation, [D], of every pixel of images [N, D] with its dequantisation."""
-    return (levels.var(dim=0, unbiased=False) + 1 / 12).sqrt()

@@ -19,8 +19,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from model_zoo.baselines.mixtures import fitted, seed_of
-from model_zoo.baselines.squared_error import squared_error
+from model_zoo.baselines.fitting import fitted, seed_of, squared_error
 from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
 from model_zoo.dequantised import BIN_CENTRE, LIKELIHOOD, DequantisedDensity
 from model_zoo.family import Batch, Card, Figure, Graph, Objective, Port

@@ -107,7 +107,7 @@ class FFJORD(FlowOfLevels):
     def __init__(
         self,
         image_shape: tuple[int, int, int] = (1, 8, 8),
-        width: int = 192,
+        width: int = 128,
         steps: int = 8,
         margin: float = 1e-3,
     ):

@@ -24,6 +24,7 @@ from export import export_artifact
 from model_zoo.autoencoders.ae import Autoencoder
 from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
 from model_zoo.autoencoders.vq_vae import VectorQuantisedAutoencoder
+from model_zoo.autoencoders.vq_vae_2 import HierarchicalVectorQuantisedAutoencoder
 from model_zoo.family import Batch, Family
 from service.core import noise
 from service.core.manifest import Manifest
@@ -114,7 +115,7 @@ def test_probabilities_of_all_maps_of_codes_sum_to_one(weights: tuple[float, ...
 
 def prior_of_every_map(model: VectorQuantisedAutoencoder, weights: tuple[float, ...]) -> Tensor:
     condition = torch.tensor(weights).expand(len(MAPS), CLASSES)
-    return model.prior.log_probability(MAPS.reshape(-1, 2, 2), condition).exp()
+    return model.log_prior(MAPS, condition).exp()
 
 
 def test_the_graph_draws_codes_by_their_probabilities(repository: Path) -> None:
@@ -145,15 +146,68 @@ def test_the_graph_draws_codes_by_their_probabilities(repository: Path) -> None:
 def test_the_bound_is_one_term_of_the_probability() -> None:
     model, x = vector_quantised(), pictures(20)
     condition = torch.zeros(len(MAPS), CLASSES)
-    log_prior = model.prior.log_probability(MAPS.reshape(-1, 2, 2), condition)
-    logits = model.decode_logits(MAPS.reshape(-1, 2, 2))
+    log_prior = model.log_prior(MAPS, condition)
+    logits = model.decode_logits(MAPS)
     bounds, error, rate = model.bound_and_parts(x, torch.zeros(20, CLASSES))
     for picture, bound, codes in zip(x, bounds, model.encode(x), strict=True):
         terms = log_prior + bernoulli_log_mass(picture.expand(len(MAPS), 1, SIDE, SIDE), logits)
-        own = (codes.flatten() == MAPS).all(dim=1)
+        own = (codes == MAPS).all(dim=1)
         assert bound.item() == pytest.approx(terms[own].item(), abs=1e-4)
         assert bound <= terms.logsumexp(dim=0)
     assert torch.allclose(bounds, -error - rate)
+
+
+def two_levels() -> HierarchicalVectorQuantisedAutoencoder:
+    """Two maps of 2x2 codes, of two levels: 256 rows."""
+    torch.manual_seed(0)
+    model = HierarchicalVectorQuantisedAutoencoder(
+        (1, SIDE, SIDE),
+        classes=CLASSES,
+        levels=2,
+        code_size=2,
+        width=4,
+        prior_layers=2,
+        prior_channels=4,
+    )
+    with torch.no_grad():
+        for layer in model.bottom_prior.layers:
+            layer.condition.weight *= 8  # so that the top tells
+        for parameter in model.bottom_prior.head.parameters():
+            parameter *= 1.7
+    return model.eval().requires_grad_(False)
+
+
+def test_the_bottom_is_drawn_given_the_top() -> None:
+    model, rows = two_levels(), 240_000
+    every = torch.tensor(list(itertools.product(range(2), repeat=2 * CODES)))
+    weights = torch.tensor([1.0, 0.0])
+    log_prior = model.log_prior(every, weights.expand(len(every), CLASSES))
+    assert log_prior.exp().sum().item() == pytest.approx(1, 1e-5)
+    uniform = torch.rand(rows, 2 * CODES, generator=generator())
+    codes = model.draw_codes(uniform, torch.ones(rows), weights.expand(rows, CLASSES))
+    expected = rows * log_prior.double().softmax(dim=0).numpy()
+    assert expected.min() > 20
+    assert chisquare(counts_of(codes), expected).pvalue > 0.01
+    # The bottom alone, its top taken from another row, is not what is drawn.
+    mixed = torch.cat([codes[:, :CODES].roll(1, dims=0), codes[:, CODES:]], dim=1)
+    assert chisquare(counts_of(mixed), expected).pvalue < 1e-3
+
+
+def counts_of(codes: Tensor) -> np.ndarray:
+    """Return how often each row of eight codes of two levels occurs, [256]."""
+    return (codes @ 2 ** torch.arange(7, -1, -1)).bincount(minlength=256).numpy()
+
+
+def test_the_bound_of_two_levels_is_below_the_probability() -> None:
+    model, x = two_levels(), pictures(10)
+    every = torch.tensor(list(itertools.product(range(2), repeat=2 * CODES)))
+    log_prior = model.log_prior(every, torch.zeros(len(every), CLASSES))
+    logits = model.decode_logits(every)
+    bounds, _, _ = model.bound_and_parts(x, torch.zeros(10, CLASSES))
+    for picture, bound in zip(x, bounds, strict=True):
+        terms = log_prior + bernoulli_log_mass(picture.expand(len(every), 1, SIDE, SIDE), logits)
+        assert bound <= terms.logsumexp(dim=0)
+        assert (terms - bound).abs().min() < 1e-3  # it is one of them
 
 
 def test_the_nearest_vector_is_the_code_and_gradients_pass_it() -> None:
@@ -229,7 +283,7 @@ async def test_codes_of_a_sample_decode_to_it(client: httpx.AsyncClient) -> None
 async def test_an_image_is_encoded_to_what_reconstructs_it(client: httpx.AsyncClient) -> None:
     images = as_levels(pictures())
     encoded = await ask(client, "encode", images=images)
-    assert encoded["codes"] == vector_quantised().encode(pictures()).flatten(1).tolist()
+    assert encoded["codes"] == vector_quantised().encode(pictures()).tolist()
     rebuilt = await ask(client, "reconstruct", images=images, **{"return": ["images", "codes"]})
     assert rebuilt["codes"] == encoded["codes"]
     assert (await ask(client, "decode", codes=encoded["codes"]))["images"] == rebuilt["images"]

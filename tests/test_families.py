@@ -59,6 +59,11 @@ TINY: Mapping[str, dict[str, Any]] = {
         "prior_layers": 2,
         "prior_channels": 4,
     },
+    "autoencoders.vae_gan.AdversarialAutoencoder": {
+        "latent_size": 2,
+        "width": 4,
+        "residual_blocks": 1,
+    },
     "autoencoders.vq_vae_2.HierarchicalVectorQuantisedAutoencoder": {
         "classes": 3,
         "levels": 5,

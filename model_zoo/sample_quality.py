@@ -99,6 +99,7 @@ class Judge:
             _share("recall", recall, count, f"share of real ones among the images: {between}"),
         ]
 
+    @torch.no_grad()
     def _features(self, levels: Tensor) -> Tensor:
         """Return [N, D], float32."""
         return torch.cat([self.classifier.features(chunk) for chunk in levels.split(CHUNK)])

@@ -1,6 +1,5 @@
 """A module or an ONNX file to a pure graph: named ports, a free batch axis, no randomness."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +14,16 @@ from onnx_ir.passes.common import (
 )
 from torch import Tensor, nn
 
-from export.batch_norm import fold_batch_norms
 from export.errors import ExportError
 from export.onnx_files import read_file, run_file
 from export.row_step import build_row_step
+from export.scan import build_scan
+from export.tracing import OPSET, as_tuple, trace
 from export.vectors import Array, Arrays
 from model_zoo.autoregressive.row_step import RowStep
-from model_zoo.family import BATCH, Graph, Port
+from model_zoo.family import Graph, Port
+from model_zoo.scan import Scan
 
-OPSET = 20
 IR_VERSION = 10
 
 RANDOM_OPERATORS = {
@@ -89,13 +89,9 @@ def _run_module(module: nn.Module, inputs: Arrays) -> Sequence[Array]:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in inputs.items())
         raise ExportError(f"the module refuses the inputs {shapes}: {error}") from error
-    if not all(isinstance(output, Tensor) for output in _as_tuple(outputs)):
+    if not all(isinstance(output, Tensor) for output in as_tuple(outputs)):
         raise ExportError("the module must return a tensor or a tuple of them")
-    return [output.numpy() for output in _as_tuple(outputs)]
-
-
-def _as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    return [output.numpy() for output in as_tuple(outputs)]
 
 
 def _refuse_wrong_output(graph: Graph, port: Port, actual: Array, rows: int) -> None:
@@ -109,40 +105,12 @@ def _refuse_wrong_output(graph: Graph, port: Port, actual: Array, rows: int) -> 
         raise ExportError(f"{where}: is not finite on realistic inputs")
 
 
-class _Positional(nn.Module):
-    """Takes its inputs by position, whatever the module calls them."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return _as_tuple(self.module(*inputs))
-
-
 def _trace_module(graph: Graph, module: nn.Module, inputs: Arrays) -> ir.Model:
-    batch = torch.export.Dim(BATCH)
-    free = tuple({port.batch_axis: batch} for port in graph.inputs)
-    tensors = tuple(torch.from_numpy(values) for values in inputs.values())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they speak of torch's own internals
-            program = torch.onnx.export(
-                _Positional(module).eval(),
-                tensors,
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=(free,),
-                optimize=False,
-                verbose=False,
-            )
-            assert program is not None  # it is None only for the older exporter
-            fold_batch_norms(program.model)
-            program.optimize()
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip()
-        raise ExportError(f"torch can't export it: {reason}") from error
-    return program.model
+    tensors = [torch.from_numpy(values) for values in inputs.values()]
+    axes = [port.batch_axis for port in graph.inputs]
+    if isinstance(module, Scan):
+        return ir.from_proto(build_scan(module, tensors, axes))
+    return trace(module, tensors, axes)
 
 
 def _refuse_random_operators(graph: Graph, model: ir.Model) -> None:

@@ -30,6 +30,8 @@ TINY: Mapping[str, dict[str, Any]] = {
         "channels": 4,
         "head_width": 8,
     },
+    "autoregressive.pixelcnn.PixelCNN": {"blocks": 2, "channels": 4},
+    "autoregressive.pixelcnn_plus_plus.PixelCNNPlusPlus": {"blocks": 2, "channels": 4},
     "autoencoders.vae.VariationalAutoencoder": {
         "latent_size": 2,
         "width": 4,

@@ -12,7 +12,7 @@ from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
 
 async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, Any]) -> np.ndarray:
-    """Return images uint8 [N, H, W, C], latents float32 [N, D] or log-likelihoods [N]."""
+    """Return images uint8 [N, H, W, C], latents float32 [N, D], log-likelihoods [N], p(y|x)."""
     headers = {"Accept": "application/x-npy"}
     answer = await client.post(f"/{operation}", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -25,6 +25,8 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
     answer = await getattr(stub, operation.capitalize())(request)
     if operation == "likelihood":
         return np.array(answer.log_likelihood)
+    if operation == "classify":
+        return np.array(answer.posterior).reshape(-1, len(answer.class_names))
     if operation == "encode":
         found = answer.latents
         return np.array(found.values, np.float32).reshape(found.count, found.size)

@@ -168,4 +168,5 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "likelihood": {"images": pictures()},
     "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": 3, "seed": 5},
     "complete": {"image": pictures()[0], "prefix_rows": 4, "count": 3, "seed": 5},
+    "classify": {"images": pictures()},
 }

@@ -46,6 +46,7 @@ SCHEMAS = {
     pb.LikelihoodRequest: schemas.LikelihoodBody,
     pb.InterpolateRequest: schemas.InterpolateBody,
     pb.CompleteRequest: schemas.CompleteBody,
+    pb.ClassifyRequest: schemas.ClassifyBody,
     pb.Condition: fields.Condition,
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,
@@ -345,6 +346,10 @@ REFUSED = {
     "encode without an encoder": (
         {"model": "toy-gan", "images": LEVELS.tolist()},
         pb.EncodeRequest(model="toy-gan", images=levels_of(LEVELS)),
+    ),
+    "classify without classes": (
+        {"model": "toy-gan", "images": LEVELS.tolist()},
+        pb.ClassifyRequest(model="toy-gan", images=levels_of(LEVELS)),
     ),
     "likelihood of grey": (
         {"model": "toy-vae", "images": LEVELS.tolist()},

@@ -16,7 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from service.admission import Admission
 from service.api import formats, openapi
-from service.api.answers import CompleteAnswer, EncodeAnswer, GenerationAnswer, LikelihoodAnswer
+from service.api.answers import (
+    ClassifyAnswer,
+    CompleteAnswer,
+    EncodeAnswer,
+    GenerationAnswer,
+    LikelihoodAnswer,
+)
 from service.api.bodies import JSON, BodyLimits, read_body
 from service.api.catalogue import (
     ChangeList,
@@ -35,6 +41,7 @@ from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
 from service.api.schemas import (
     Body,
+    ClassifyBody,
     CompleteBody,
     DecodeBody,
     EncodeBody,
@@ -54,7 +61,7 @@ from service.keys import Keys
 from service.metrics import Metrics
 
 _DESCRIPTION = """Trained generative models: sample, encode, decode, score, interpolate,
-complete.
+complete, classify.
 
 Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
 `application/x-npy`, by `Accept`; `/sample/stream` and `/complete/stream` answer with server-sent
@@ -81,6 +88,7 @@ OPERATIONS = (
     Operation("likelihood", LikelihoodBody, LikelihoodAnswer),
     Operation("interpolate", InterpolateBody, GenerationAnswer),
     Operation("complete", CompleteBody, CompleteAnswer, StreamCompleteBody),
+    Operation("classify", ClassifyBody, ClassifyAnswer),
 )
 
 

@@ -10,11 +10,16 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from service.api.answers import latent_space, metadata, to_json
+from service.api.answers import classification_meaning, latent_space, metadata, to_json
 from service.api.bodies import JSON, NPY, PNG
 from service.api.schemas import Body, GenerationBody, LikelihoodBody
 from service.core.engine import Answer
-from service.core.requests import EncodeResult, GenerationResult, LikelihoodResult
+from service.core.requests import (
+    ClassifyResult,
+    EncodeResult,
+    GenerationResult,
+    LikelihoodResult,
+)
 from service.errors import InvalidRequest, NotAcceptable
 from service.images import array_to_npy, grid, heat_map, levels_to_png
 
@@ -114,6 +119,9 @@ def _facts(answer: Answer) -> dict[str, Any]:
             if result.binarisation is not None:
                 said["binarisation"] = result.binarisation
             return said
+        case ClassifyResult() as result:
+            classes = ",".join(map(str, result.class_label))
+            return classification_meaning(result) | {"class_label": classes}
 
 
 @cache

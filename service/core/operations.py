@@ -15,6 +15,7 @@ from service.core import latents as space
 from service.core import noise
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
+from service.core.classification import classify
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
 from service.core.likelihood import likelihood, rows_for_image
@@ -23,6 +24,7 @@ from service.core.painting import Paint, forced_levels, known_pixels, late_known
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
+    ClassifyRequest,
     CompleteRequest,
     DecodeRequest,
     DeferredRows,
@@ -181,6 +183,7 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
     "likelihood": likelihood,
     "interpolate": interpolate,
     "complete": complete,
+    "classify": classify,
 }
 
 
@@ -210,6 +213,9 @@ def work(manifest: Manifest, request: Request) -> int:
             return request.steps ** (2 if request.corners else 1)
         case LikelihoodRequest():
             return len(request.images) * rows_for_image(manifest, request)
+        case ClassifyRequest():
+            classes = len(manifest.condition.names) if manifest.condition else 1
+            return len(request.images) * (request.samples or 1) * classes
         case _:
             return len(request.images)
 

@@ -201,6 +201,17 @@ class InterpolateRequest:
     scale: Scale = "levels"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """Ask which class images are of; noise is drawn as for their likelihoods."""
+
+    images: Images
+    binarisation: BinarisationRule | None = None
+    samples: int | None = None
+    seed: int = 0
+    scale: Scale = "levels"
+
+
 Request = (
     SampleRequest
     | EncodeRequest
@@ -209,6 +220,7 @@ Request = (
     | LikelihoodRequest
     | CompleteRequest
     | InterpolateRequest
+    | ClassifyRequest
 )
 
 
@@ -327,7 +339,32 @@ class LikelihoodResult:
         return len(self.log_likelihood)
 
 
-Result = GenerationResult | EncodeResult | LikelihoodResult
+@dataclass(frozen=True, kw_only=True)
+class ClassifyResult:
+    """The class of each image by its likelihoods given each class, and how that was computed."""
+
+    posterior: NDArray[np.float64]  # [N, K], p(y|x), rows that sum to 1
+    log_likelihood: NDArray[np.float64]  # [N], nats, log of the sum over y of p(y) p(x|y)
+    class_names: Sequence[str]  # K
+    kind: str
+    estimator: str
+    draws: int
+    binarisation: str | None
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.posterior)
+
+    @property
+    def class_label(self) -> list[int]:
+        """The most probable class of each image; of equals the first."""
+        labels: list[int] = self.posterior.argmax(axis=1).tolist()
+        return labels
+
+
+Result = GenerationResult | EncodeResult | LikelihoodResult | ClassifyResult
 
 
 def check_range(name: str, value: float, minimum: float, maximum: float) -> None:

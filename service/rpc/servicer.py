@@ -88,6 +88,11 @@ class GenerationServicer(GenerationServiceServicer):
             "complete", message, context, reading.complete, pb.CompleteResponse
         )
 
+    async def Classify(self, message: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        """Ask which class images are of."""
+        answer = await self._run("classify", message, context, reading.classify)
+        return writing.classes(answer)
+
     def StreamSample(
         self, message: pb.StreamSampleRequest, context: Context
     ) -> AsyncGenerator[pb.StreamSampleResponse, None]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from export.errors import ExportError
 from export.graphs import make_model, run_original
 from export.parity import ABSOLUTE, RELATIVE, check
-from export.vectors import Arrays, draw_inputs
+from export.vectors import Arrays, draw_inputs, stored
 from export.weights import hash_weights, save_models
 from model_zoo.family import Card, Figure, Graph, Port
 
@@ -97,7 +97,7 @@ def _export_graphs(
         path = draft / f"{graph.name}.onnx"
         agreement = check(graph, path, inputs[graph.name], partial(run_original, graph))
         logger.info("  %-25s %s", graph.name, agreement)
-    _write_vectors(inputs, expected, draft)
+    _write_vectors(graphs, inputs, expected, draft)
     return models
 
 
@@ -166,13 +166,16 @@ def _exporter_versions() -> dict[str, str]:
 
 
 def _write_vectors(
-    inputs: Mapping[str, Arrays], outputs: Mapping[str, Arrays], draft: Path
+    graphs: Sequence[Graph],
+    inputs: Mapping[str, Arrays],
+    outputs: Mapping[str, Arrays],
+    draft: Path,
 ) -> None:
     arrays = {
-        f"{graph}/{side}/{port}": values
+        f"{graph.name}/{side}/{port}": values
         for side, every in (("inputs", inputs), ("outputs", outputs))
-        for graph, ports in every.items()
-        for port, values in ports.items()
+        for graph in graphs
+        for port, values in stored(graph, every[graph.name]).items()
     }
     np.savez_compressed(draft / VECTORS_FILE, allow_pickle=False, **arrays)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from export.batch_norm import fold_batch_norms
 from export.errors import ExportError
+from export.translations import TRANSLATIONS
 from model_zoo.family import BATCH
 
 OPSET = 20
@@ -38,6 +39,7 @@ def trace(
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=(free,),
+                custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )

@@ -12,7 +12,8 @@ from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
 
 async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, Any]) -> np.ndarray:
-    """Return images uint8 [N, H, W, C], latents float32 or codes int64 [N, D], or numbers [N]."""
+    """Return images uint8 [N, H, W, C], latents float32 or codes int64 [N, D], numbers [N] or
+    probabilities [N, K]."""
     headers = {"Accept": "application/x-npy"}
     answer = await client.post(f"/{operation}", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -27,6 +28,8 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
         return np.array(answer.log_likelihood)
     if operation == "score":
         return np.array(answer.score)
+    if operation == "classify":
+        return np.array(answer.posterior).reshape(-1, len(answer.class_names))
     if operation == "encode":
         coded = answer.HasField("codes")
         found = answer.codes if coded else answer.latents

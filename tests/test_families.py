@@ -34,6 +34,8 @@ TINY: Mapping[str, dict[str, Any]] = {
     },
     "autoregressive.made.MADE": {"hidden_units": 12},
     "autoregressive.nade.NADE": {"hidden_units": 12},
+    "autoregressive.pixelcnn.PixelCNN": {"blocks": 2, "channels": 4},
+    "autoregressive.pixelcnn_plus_plus.PixelCNNPlusPlus": {"blocks": 2, "channels": 4},
     "autoencoders.vae.VariationalAutoencoder": {
         "latent_size": 2,
         "width": 4,

@@ -47,6 +47,7 @@ SCHEMAS = {
     pb.InterpolateRequest: schemas.InterpolateBody,
     pb.CompleteRequest: schemas.CompleteBody,
     pb.ScoreRequest: schemas.ScoreBody,
+    pb.ClassifyRequest: schemas.ClassifyBody,
     pb.Condition: fields.Condition,
     pb.Endpoint: fields.Point,
     pb.Arithmetic: fields.Arithmetic,
@@ -351,6 +352,10 @@ REFUSED = {
     "score without a discriminator": (
         {"model": "toy-gan", "images": LEVELS.tolist()},
         pb.ScoreRequest(model="toy-gan", images=levels_of(LEVELS)),
+    ),
+    "classify without classes": (
+        {"model": "toy-gan", "images": LEVELS.tolist()},
+        pb.ClassifyRequest(model="toy-gan", images=levels_of(LEVELS)),
     ),
     "likelihood of grey": (
         {"model": "toy-vae", "images": LEVELS.tolist()},

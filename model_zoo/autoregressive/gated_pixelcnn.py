@@ -154,7 +154,7 @@ class GatedPixelCNN(Family):
             preprocess=image_preprocess(0.0, self.levels - 1.0, binarisation=binarisation),
             condition=class_condition(self.classes, optional=True),
             controls=sampling_controls(self.levels),
-            operations={**painting, "likelihood": EXACT_PROBABILITY},
+            operations={**painting, "likelihood": EXACT_PROBABILITY, "classify": {}},
             program="raster_rows",
         )
 

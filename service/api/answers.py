@@ -21,6 +21,7 @@ from service.core.manifest import Manifest
 from service.core.requests import (
     Anomaly,
     Array,
+    ClassifyResult,
     EncodePart,
     EncodeResult,
     GenerationResult,
@@ -272,6 +273,23 @@ class ScoreAnswer(Metadata):
     )
 
 
+class ClassifyAnswer(Metadata):
+    """The classes of images, in their order."""
+
+    class_label: list[int] = Field(description="the most probable class of each image, from 0")
+    posterior: list[list[float | None]] = Field(
+        description="p(y|x) of each class y of each image x; each row sums to 1"
+    )
+    class_names: list[str] = Field(description="of the classes, in the order of `posterior`")
+    log_likelihood: list[float | None] = Field(
+        description="of each image, nats: log of the sum over y of p(y) p(x|y)"
+    )
+    kind: str = Field(description="of the likelihoods compared: exact, lower_bound or estimate")
+    estimator: str
+    draws: int = Field(description="of noise, for each image and class")
+    binarisation: str | None
+
+
 def metadata(answer: Answer, request_id: str) -> dict[str, Any]:
     """Return what every answer says, by the names of `Metadata`."""
     return {
@@ -304,6 +322,11 @@ def to_json(answer: Answer, body: Body, request_id: str) -> bytes:
             content |= _scored(answer.manifest, result, body)
         case ScoreResult() as result:
             content |= score_meaning(result) | {"score": _numbers(result.score)}
+        case ClassifyResult() as result:
+            content |= classification_meaning(result) | {"binarisation": result.binarisation}
+            content |= {"class_label": result.class_label, "class_names": result.class_names}
+            content["posterior"] = _numbers(result.posterior)
+            content["log_likelihood"] = _numbers(result.log_likelihood)
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -323,6 +346,11 @@ def score_meaning(result: ScoreResult) -> dict[str, str]:
     """Return what the scores of a result mean, by the names of `ScoreAnswer`."""
     names = ("higher_means", "unit", "meaning", "conditioning")
     return {name: getattr(result, name) for name in names}
+
+
+def classification_meaning(result: ClassifyResult) -> dict[str, Any]:
+    """Return by which likelihoods images were classified, by the names of `ClassifyAnswer`."""
+    return {"kind": result.kind, "estimator": result.estimator, "draws": result.draws}
 
 
 def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str, Any]:

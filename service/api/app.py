@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.admission import Admission
 from service.api import formats, openapi
 from service.api.answers import (
+    ClassifyAnswer,
     CompleteAnswer,
     EncodeAnswer,
     GenerationAnswer,
@@ -41,6 +42,7 @@ from service.api.negotiation import choose
 from service.api.problems import add_problem_handlers
 from service.api.schemas import (
     Body,
+    ClassifyBody,
     CompleteBody,
     DecodeBody,
     EncodeBody,
@@ -61,7 +63,7 @@ from service.keys import Keys
 from service.metrics import Metrics
 
 _DESCRIPTION = """Trained generative models: sample, encode, decode, likelihood, interpolate,
-complete, score.
+complete, score, classify.
 
 Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
 `application/x-npy`, by `Accept`; `/sample/stream` and `/complete/stream` answer with server-sent
@@ -89,6 +91,7 @@ OPERATIONS = (
     Operation("interpolate", InterpolateBody, GenerationAnswer),
     Operation("complete", CompleteBody, CompleteAnswer, StreamCompleteBody),
     Operation("score", ScoreBody, ScoreAnswer),
+    Operation("classify", ClassifyBody, ClassifyAnswer),
 )
 
 

@@ -10,11 +10,18 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from service.api.answers import latent_space, metadata, score_meaning, to_json
+from service.api.answers import (
+    classification_meaning,
+    latent_space,
+    metadata,
+    score_meaning,
+    to_json,
+)
 from service.api.bodies import JSON, NPY, PNG
 from service.api.schemas import Body, EncodeBody, GenerationBody, LikelihoodBody
 from service.core.engine import Answer
 from service.core.requests import (
+    ClassifyResult,
     EncodeResult,
     GenerationResult,
     LikelihoodResult,
@@ -118,6 +125,9 @@ def _facts(answer: Answer) -> dict[str, Any]:
             return said
         case ScoreResult() as result:
             return dict(score_meaning(result))
+        case ClassifyResult() as result:
+            classes = ",".join(map(str, result.class_label))
+            return classification_meaning(result) | {"class_label": classes}
 
 
 @cache

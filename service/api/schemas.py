@@ -334,6 +334,44 @@ class ScoreBody(ConditionedBody):
         )
 
 
+class ClassifyBody(Body):
+    """Ask which class images are of, by their likelihoods given each class and the model's prior.
+
+    An image costs a likelihood for every class.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "mnist-pixelcnn", "images": [_BLANK]}]}
+    )
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures
+    binarisation: core.BinarisationRule | None = None
+    """Make grey levels binary first: above half, or drawn with the level as probability."""
+    samples: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
+    """Importance samples for one image and class, as for a likelihood."""
+    seed: Seed = 0
+    """Seed of the noise, 0 to 2^53 - 1."""
+    scale: core.Scale = "levels"
+    """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
+
+    @property
+    def answer_parts(self) -> Sequence[str]:
+        """The arrays that npy holds."""
+        return ("posterior",)
+
+    def to_core(self) -> core.ClassifyRequest:
+        """Return the core's request."""
+        return core.ClassifyRequest(
+            images=self.images,
+            binarisation=self.binarisation,
+            samples=self.samples,
+            seed=self.seed,
+            scale=self.scale,
+        )
+
+
 class EncodeBody(Body):
     """Map images to latents or codes."""
 

@@ -119,6 +119,21 @@ def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> M
     return _protocol(manifest, request, estimate), statistics
 
 
+def of_every_class(
+    manifest: Manifest, request: LikelihoodRequest, limits: Limits
+) -> Generator[Call, Outputs, tuple[Estimate, Marginal]]:
+    """Score images given each class of the model, and return what the prior makes of that.
+
+    Also of a model that can do without a class, by itself: what it says then is no sum over them.
+    """
+    assert manifest.condition is not None, "the manifest was checked for classes"
+    estimate = _estimate(manifest, request, limits)
+    estimate = estimate._replace(classes=len(manifest.condition.names))
+    levels = _levels(manifest, request, limits, estimate)
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
+    return estimate, _log_likelihood(manifest, estimate, outputs)
+
+
 def _estimate(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Estimate:
     """Return how the request's likelihood is estimated; raises InvalidRequest or OutOfRange."""
     name, meaning = _scoring_graph(manifest, request), manifest.operations["likelihood"]

@@ -40,6 +40,7 @@ OPERATIONS = (
     "interpolate",
     "complete",
     "score",
+    "classify",
 )
 """Every operation, in the order in which people meet them."""
 
@@ -80,11 +81,13 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
         "reconstruct": ("encode", "decode"),
         "likelihood": ("log_likelihood",),
         "score": ("score",),
+        "classify": ("log_likelihood",),
     },
     "raster_rows": {
         "sample": ("row_step",),
         "complete": ("row_step",),
         "likelihood": ("log_likelihood",),
+        "classify": ("log_likelihood",),
     },
     "ancestral": {
         "sample": ("draw",),
@@ -512,6 +515,15 @@ class Manifest(Part):
         needed = {"higher_means", "unit", "meaning"}
         if missing := {name for name in needed if getattr(stated, name) is None}:
             raise ValueError(f"operation 'score' must state {sorted(missing)}")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_told_apart_by_likelihoods_given_each(self) -> Self:
+        if "classify" not in self.operations:
+            return self
+        given = self.graphs["log_likelihood"].input("condition") is not None
+        if "likelihood" not in self.operations or self.condition is None or not given:
+            raise ValueError("operation 'classify' needs an operation 'likelihood' given a class")
         return self
 
     @model_validator(mode="after")

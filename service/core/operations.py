@@ -17,6 +17,7 @@ from service.core.ancestral import drawn
 from service.core.calibration import Calibration
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.chains import FREE, chained, rows_of_a_call
+from service.core.classification import classify
 from service.core.conditions import class_weights
 from service.core.critic import score
 from service.core.likelihood import likelihood, rows_for_image
@@ -25,6 +26,7 @@ from service.core.painting import Paint, forced_levels, known_pixels, late_known
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
+    ClassifyRequest,
     CompleteRequest,
     DecodeRequest,
     DeferredRows,
@@ -213,6 +215,7 @@ OPERATIONS: Mapping[str, Callable[..., Generator[Call | Paint, Outputs, Result]]
     "interpolate": interpolate,
     "complete": complete,
     "score": score,
+    "classify": classify,
 }
 
 
@@ -244,6 +247,9 @@ def work(manifest: Manifest, request: Request) -> int:
             return request.steps ** (2 if request.corners else 1)
         case LikelihoodRequest():
             return len(request.images) * rows_for_image(manifest, request)
+        case ClassifyRequest():
+            classes = len(manifest.condition.names) if manifest.condition else 1
+            return len(request.images) * (request.samples or 1) * classes
         case _:
             return len(request.images)
 

@@ -227,6 +227,17 @@ class ScoreRequest:
     scale: Scale = "levels"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifyRequest:
+    """Ask which class images are of; noise is drawn as for their likelihoods."""
+
+    images: Images
+    binarisation: BinarisationRule | None = None
+    samples: int | None = None
+    seed: int = 0
+    scale: Scale = "levels"
+
+
 Request = (
     SampleRequest
     | EncodeRequest
@@ -236,6 +247,7 @@ Request = (
     | CompleteRequest
     | InterpolateRequest
     | ScoreRequest
+    | ClassifyRequest
 )
 
 
@@ -386,6 +398,34 @@ class ScoreResult:
 
 
 Result = GenerationResult | EncodeResult | LikelihoodResult | ScoreResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyResult:
+    """The class of each image by its likelihoods given each class, and how that was computed."""
+
+    posterior: NDArray[np.float64]  # [N, K], p(y|x), rows that sum to 1
+    log_likelihood: NDArray[np.float64]  # [N], nats, log of the sum over y of p(y) p(x|y)
+    class_names: Sequence[str]  # K
+    kind: str
+    estimator: str
+    draws: int
+    binarisation: str | None
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.posterior)
+
+    @property
+    def class_label(self) -> list[int]:
+        """The most probable class of each image; of equals the first."""
+        labels: list[int] = self.posterior.argmax(axis=1).tolist()
+        return labels
+
+
+Result = GenerationResult | EncodeResult | LikelihoodResult | ClassifyResult
 
 
 def check_range(name: str, value: float, minimum: float, maximum: float) -> None:

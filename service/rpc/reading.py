@@ -16,6 +16,7 @@ from service.core.requests import (
     MAXIMUM_POINTS,
     MAXIMUM_TIMEOUT_MS,
     Array,
+    ClassifyRequest,
     CompleteRequest,
     ConditionRequest,
     DecodeRequest,
@@ -104,6 +105,14 @@ def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
         images=_images(message.images, message.scale),
         condition=_condition(message),
         parts=cast(list[LikelihoodPart], parts(message)) or None,
+    )
+
+
+def classify(message: pb.ClassifyRequest) -> ClassifyRequest:
+    """Return what a ClassifyRequest asks."""
+    return ClassifyRequest(
+        **_given(message, "binarisation", "samples", "seed", "scale"),
+        images=_images(message.images, message.scale),
     )
 
 

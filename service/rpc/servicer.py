@@ -92,6 +92,11 @@ class GenerationServicer(GenerationServiceServicer):
         """Ask a discriminator or critic how real images look."""
         return writing.scores(await self._run("score", message, context, reading.score))
 
+    async def Classify(self, message: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        """Ask which class images are of."""
+        answer = await self._run("classify", message, context, reading.classify)
+        return writing.classes(answer)
+
     def StreamSample(
         self, message: pb.StreamSampleRequest, context: Context
     ) -> AsyncGenerator[pb.StreamSampleResponse, None]:

@@ -15,6 +15,7 @@ from service.core.noise import SCHEME
 from service.core.requests import (
     Anomaly,
     Array,
+    ClassifyResult,
     EncodeResult,
     GenerationResult,
     LikelihoodResult,
@@ -137,6 +138,23 @@ def scores(answer: Answer) -> pb.ScoreResponse:
         unit=result.unit,
         meaning=result.meaning,
         conditioning=to_name(pb.Conditioning.DESCRIPTOR, result.conditioning),
+    )
+
+
+def classes(answer: Answer) -> pb.ClassifyResponse:
+    """Return the answer of Classify: the posterior of every image, one after the other."""
+    result = answer.result
+    assert isinstance(result, ClassifyResult), "the operation tells classes apart"
+    return pb.ClassifyResponse(
+        **_origin(answer),
+        class_label=result.class_label,
+        posterior=result.posterior.ravel().tolist(),
+        class_names=result.class_names,
+        log_likelihood=result.log_likelihood.tolist(),
+        kind=to_name(pb.LikelihoodKind.DESCRIPTOR, result.kind),
+        estimator=result.estimator,
+        draws=result.draws,
+        binarisation=to_name(pb.Binarisation.DESCRIPTOR, result.binarisation),
     )
 
 

@@ -448,6 +448,56 @@ class ScoreResponse(_message.Message):
     conditioning: Conditioning
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., score: _Optional[_Iterable[float]] = ..., higher_means: _Optional[_Union[HigherMeans, str]] = ..., unit: _Optional[str] = ..., meaning: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ...) -> None: ...
 
+class ClassifyRequest(_message.Message):
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    timeout_ms: int
+    images: Images
+    binarisation: Binarisation
+    samples: int
+    seed: int
+    scale: Scale
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "class_label", "posterior", "class_names", "log_likelihood", "kind", "estimator", "draws", "binarisation")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCHEME_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    POSTERIOR_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
+    LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
+    BINARISATION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    artifact_digest: str
+    request_id: str
+    noise_scheme: str
+    reproducible: Reproducibility
+    seed: int
+    class_label: _containers.RepeatedScalarFieldContainer[int]
+    posterior: _containers.RepeatedScalarFieldContainer[float]
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    log_likelihood: _containers.RepeatedScalarFieldContainer[float]
+    kind: LikelihoodKind
+    estimator: str
+    draws: int
+    binarisation: Binarisation
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., posterior: _Optional[_Iterable[float]] = ..., class_names: _Optional[_Iterable[str]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kind: _Optional[_Union[LikelihoodKind, str]] = ..., estimator: _Optional[str] = ..., draws: _Optional[int] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ...) -> None: ...
+
 class LikelihoodRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format")
     MODEL_FIELD_NUMBER: _ClassVar[int]

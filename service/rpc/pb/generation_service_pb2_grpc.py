@@ -76,6 +76,11 @@ class GenerationServiceStub(object):
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Classify = channel.unary_unary(
+                '/genserve.v1.GenerationService/Classify',
+                request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyResponse.FromString,
+                _registered_method=True)
         self.StreamSample = channel.unary_stream(
                 '/genserve.v1.GenerationService/StreamSample',
                 request_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.StreamSampleRequest.SerializeToString,
@@ -174,6 +179,13 @@ class GenerationServiceServicer(object):
 
     def Score(self, request, context):
         """Asks a discriminator or critic how real images look. This is no likelihood.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Classify(self, request, context):
+        """Asks which class images are of, by their likelihoods given each class and the model's prior.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -290,6 +302,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.FromString,
                     response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Classify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Classify,
+                    request_deserializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyRequest.FromString,
+                    response_serializer=service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyResponse.SerializeToString,
             ),
             'StreamSample': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamSample,
@@ -550,6 +567,33 @@ class GenerationService(object):
             '/genserve.v1.GenerationService/Score',
             service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreRequest.SerializeToString,
             service_dot_rpc_dot_pb_dot_generation__service__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Classify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/genserve.v1.GenerationService/Classify',
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyRequest.SerializeToString,
+            service_dot_rpc_dot_pb_dot_generation__service__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,171 @@
+"""PixelCNN, an exact distribution over binary images, one pixel after another.
+
+Aaron van den Oord, Nal Kalchbrenner and Koray Kavukcuoglu, "Pixel Recurrent Neural Networks", 2016,
+arXiv:1601.06759. p(x) is the product of p(x_i | x_1 .. x_i-1) over pixels in reading order
+(equation 1), each a Bernoulli distribution. A 7x7 convolution with mask A is followed by residual
+blocks with mask B and two 1x1 convolutions (table 1).
+
+Differences: fifteen blocks of 32 channels, not of 128. Pixels are drawn afresh with their grey
+value as probability whenever they are looked at (dynamic binarisation).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, logsigmoid
+
+from model_zoo.autoregressive.masked_layers import (
+    MaskedConvolution,
+    MaskedResidualBlock,
+    Pointwise,
+)
+from model_zoo.autoregressive.scanned_row_step import Pixel, RowNetwork, one_row, row_steps
+from model_zoo.cards import (
+    BINARISATION,
+    EXACT_PROBABILITY,
+    image_event,
+    image_preprocess,
+    sampling_controls,
+)
+from model_zoo.data import in_chunks
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.layers import binarise, standard_error
+
+CHUNK = 250  # images measured at a time
+PUBLISHED = {
+    "dataset": "mnist",
+    "value": -81.45,
+    "source": "PixelCNN, dynamic binarisation, pytorch-generative README",
+}
+
+
+class PixelCNN(Family):
+    """Autoregressive model of black and white images."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        blocks: int = 15,
+        channels: int = 32,
+    ):
+        """Build for grey images [1, height, width].
+
+        A pixel sees 3 + `blocks` rows up, one column less far to the right with each of them.
+        """
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+        self.first = MaskedConvolution(1, channels, 7, "A")
+        change = 1 / math.sqrt(blocks)  # so that all of them together change no more than one
+        self.blocks = nn.ModuleList([MaskedResidualBlock(channels, change) for _ in range(blocks)])
+        self.head = nn.Sequential(
+            nn.ReLU(), Pointwise(channels, channels), nn.ReLU(), Pointwise(channels, 1)
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map x in {0, 1}, [N, 1, H, W], to the log odds of every pixel being on."""
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h).float()
+
+    def log_probabilities(self, x: Tensor) -> Tensor:
+        """Return log p(x_i | x_1 .. x_i-1) in nats, [N, 1, H, W], for x in {0, 1}."""
+        return logsigmoid((2 * x - 1) * self.logits(x))
+
+    def log_probability(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, [N], for x in {0, 1} (equation 1)."""
+        return self.log_probabilities(x).flatten(1).sum(dim=1)
+
+    def objectives(self) -> dict[str, Objective]:
+        """Return the one loss: -log p(x) of binarised images, in nats."""
+        return {"pixelcnn": Objective(list(self.parameters()), self._loss)}
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return -self.log_probability(binarise(batch.images, generator)).mean()
+
+    @torch.no_grad()
+    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Measure the exact log-likelihood of all images, each binarised once."""
+        binary = Batch(binarise(data.images, generator), data.labels)
+        nats = torch.cat([self.log_probability(part.images) for part in in_chunks(binary, CHUNK)])
+        protocol = "exact log P(x), pixels drawn 0 or 1 by their grey value once"
+        error = standard_error(nats)
+        return [Figure("log_likelihood", nats.mean().item(), "nats", protocol, error, PUBLISHED)]
+
+    def card(self) -> Card:
+        """Describe the model to those who serve it."""
+        return Card(
+            family="PixelCNN",
+            event=image_event(self.image_shape),
+            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
+            controls=sampling_controls(2),
+            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
+            program="raster_rows",
+        )
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Return log_likelihood and both row steps; sets eval mode."""
+        data = Port("data", "data", self.image_shape)
+        log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
+        graph = LogProbability(self).eval()
+        return (
+            Graph("log_likelihood", graph, (data,), (log_likelihood, of_pixels)),
+            *row_steps(PixelCNNRow(self)),
+        )
+
+
+class LogProbability(nn.Module):
+    """Graph: binary image to log p(x), pixel by pixel too."""
+
+    def __init__(self, model: PixelCNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Map [N, 1, H, W] in {0, 1} to nats, [N] and [N, H, W]."""
+        of_pixels = self.model.log_probabilities(data).squeeze(1)
+        return of_pixels.flatten(1).sum(dim=1), of_pixels
+
+
+class PixelCNNRow(RowNetwork):
+    """A PixelCNN as a row sees it; a block's narrow activations are what is looked at again."""
+
+    def __init__(self, model: PixelCNN):
+        """Share the weights of a model."""
+        super().__init__()
+        self.model, self.width = model, model.image_shape[2]
+        self.levels, self.features, self.reach = 2, 1, model.first.reach
+        self.cached = len(model.blocks), model.blocks[0].narrow.out_channels
+        self.keeps_its_row = True
+
+    def pixels(self, levels: Tensor) -> Tensor:
+        """Return 0 or 1, [B, 1]."""
+        return levels.unsqueeze(1).to(torch.float32)
+
+    def look_up(self, rows_above: Tensor, activations: Tensor) -> tuple[Pixel, None]:
+        """Return what each masked convolution sees above; its own row becomes the next cache."""
+        first = self.model.first
+        coming = [one_row(first.masked_weight()[:, :, :-1], first.bias, rows_above)]
+        for block, rows in zip(self.model.blocks, activations, strict=True):
+            coming.append(one_row(block.around.weight[:, :, :-1], block.around.bias, rows))
+        return tuple(coming), None
+
+    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
+        """Run the network at one pixel."""
+        first = self.model.first
+        # [outputs, 1, reach] of the row itself; the mask hides the pixel and what is beyond.
+        h = coming[0] + linear(before.flatten(1), first.weight[:, 0, -1, : first.reach])
+        seen = []
+        for block, last, above in zip(self.model.blocks, left, coming[1:], strict=True):
+            narrow = block.narrow(h.relu()).relu()
+            beside = torch.cat([last, narrow], dim=1)
+            # [outputs, C, column] -> [outputs, column * C]: to the left, and the pixel itself.
+            kernel = block.around.weight[:, :, -1, :2].transpose(1, 2).flatten(1)
+            h = h + block.widen((above + linear(beside, kernel)).relu())
+            seen.append(narrow)
+        odds = self.model.head(h)
+        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen)

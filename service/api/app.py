@@ -49,6 +49,7 @@ from service.api.schemas import (
 )
 from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.api.studio import studio_routes
+from service.api.turnstile import Turnstile
 from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.core.inference import Inference
@@ -111,6 +112,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     add_problem_handlers(app)
+    paths = {f"/{operation.name}": operation.name for operation in OPERATIONS}
+    app.add_middleware(Turnstile, engine=engine, operations=paths)
     app.add_middleware(Guard, metrics=metrics, admission=admission or Admission(), keys=keys)
     if cors_origins:
         app.add_middleware(

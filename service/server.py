@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -140,6 +141,7 @@ async def serve(settings: Settings) -> None:
     rpc = _GrpcServer(create_rpc, settings.host, settings.grpc_port, identity)
     stopping, hurrying = _catch_signals()
 
+    _spare_the_collector()
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
@@ -165,6 +167,16 @@ async def serve(settings: Settings) -> None:
     await drained
     await asyncio.to_thread(tracing.close)
     log.info("stopped", extra={"admitted": engine.admitted, "answered": engine.answered})
+
+
+def _spare_the_collector() -> None:
+    """Take what exists now, which stays to the end, out of what the garbage collector looks at.
+
+    Looking through it all takes 20 ms and more, in which nobody is answered, and comes the more
+    often the more requests there are.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _drain(

@@ -196,12 +196,27 @@ async def test_a_full_queue_says_when_to_try_again(settings: Settings, metrics: 
         while metrics.registry.get_sample_value("genserve_queued_rows") != 3:
             await asyncio.sleep(0)
         refused = await client.post("/sample", json={"count": 2})
+        at_once = await client.post("/sample", json={"count": 2, "colour": "red"})
+        others = [
+            await client.post("/sample", json={"model": "nothing"}),
+            await client.post("/sample", json={"model": "toy-raster"}),
+            await client.post("/sample", content=b"{", headers={"content-type": JSON}),
+            await client.post("/sample", json={"count": 1, "colour": "red"}),
+        ]
         session.gate.set()
         assert [answer.status_code for answer in await asyncio.gather(*accepted)] == [200, 200]
     await engine.drain()
     assert refused.status_code == 429 and refused.json()["reason"] == "QUEUE_FULL"
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["retry_after_seconds"] > 0
+    same = at_once.json() | {"request_id": refused.json()["request_id"]}
+    assert same == refused.json(), "what is wrong with it, nobody has looked for"
+    assert at_once.headers["retry-after"] == refused.headers["retry-after"]
+    assert at_once.headers["x-request-id"] == at_once.json()["request_id"]
+    assert [answer.status_code for answer in others] == [404, 200, 400, 422], "there is room"
+    assert engine.admitted == engine.answered == 6
+    labels = {"model": "toy-gan", "version": "1", "operation": "sample", "code": "QUEUE_FULL"}
+    assert metrics.registry.get_sample_value("genserve_requests_total", labels) == 2
 
 
 async def test_a_deadline_ends_a_request(client: httpx.AsyncClient, gated: GatedSession) -> None:

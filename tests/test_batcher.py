@@ -207,7 +207,7 @@ async def test_a_full_queue_refuses_and_says_when_to_try_again(make, graph, sess
     await first
 
 
-async def test_what_the_queue_would_keep_past_its_deadline_is_refused_at_the_door(
+async def test_what_would_be_done_after_its_deadline_is_refused_at_the_door(
     metrics: Metrics,
 ) -> None:
     now = 0.0
@@ -239,6 +239,11 @@ async def test_what_the_queue_would_keep_past_its_deadline_is_refused_at_the_doo
     with pytest.raises(QueueFull, match="longer than the deadline") as refusal:
         await batcher.run(graph, rows(1), now + 2.0)
     assert refusal.value.details["retry_after_seconds"] == pytest.approx(4.0, abs=0.2)
+    with pytest.raises(QueueFull, match="longer than the deadline"):
+        await batcher.run(graph, rows(1), now + 5.0)  # it would begin in time, and end too late
+    assert batcher.crowded
+    now += 1.0
+    assert not batcher.crowded, "nobody was refused lately"
     patient = asyncio.create_task(batcher.run(graph, rows(1), now + 30.0))
     session.gate.set()
     assert [len((await task)["y"]) for task in (first, waiting, patient)] == [1, 4, 1]

@@ -266,17 +266,26 @@ class Scene:
         if poisoned:
             numbers[-1] *= -1
         visit = Visit(numbers, self.loop.now + seconds, poisoned)
-        queued = self.total("queued_rows")
+        queued, looked = self.total("queued_rows"), self.is_refused(graph, visit)
         run = self.batcher.run(self.graphs[graph], {"x": numbers}, visit.deadline)
         visit.task = asyncio.create_task(run)
         self.visits.append(visit)
         await self.settle()
-        if visit.task.done() and isinstance(visit.task.exception(), QueueFull):
+        refused = visit.task.done() and isinstance(visit.task.exception(), QueueFull)
+        assert refused == looked, "whoever looks before sees what becomes of it"
+        if refused:
             bound = BOUND * 3 // 4 if rows > self.maximum else BOUND
             hopeless = "deadline" in str(visit.task.exception()) and seconds < FOR_EVER
             assert hopeless or (queued and queued + rows > bound), "there was room"
         else:
             self.bulk = max(self.bulk, rows)
+
+    def is_refused(self, graph: int, visit: "Visit") -> bool:
+        try:
+            self.batcher.check_room([self.graphs[graph]], len(visit.rows), visit.deadline)
+        except QueueFull:
+            return True
+        return False
 
     async def leave(self, index: int) -> None:
         if self.visits:

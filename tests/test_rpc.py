@@ -26,8 +26,10 @@ from service.metrics import Metrics
 from service.rpc import reading
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
-from service.rpc.server import SERVICE, Rpc
+from service.rpc.server import SERVICE, Rpc, create_server
 from service.rpc.status import STATUS_CODES, to_status
+from service.server import build_engine
+from service.settings import Settings
 from tests.fakes import CLASSES, LATENT, PIXELS, SIDE, GatedSession
 
 PROTO = Path(__file__).parents[1] / "proto/genserve/v1/generation_service.proto"
@@ -296,6 +298,48 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     retry = RetryInfo()
     assert unpacked.details[1].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+async def test_a_crowd_is_turned_away_before_anything_is_made_of_it(
+    settings: Settings, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "genserve.access")
+    engine = build_engine(settings.model_copy(update={"maximum_queued_rows": 4}), metrics)
+    await engine.load_default_models()
+    gated = gate(engine, GAN, "decode")
+    rpc = create_server(engine, metrics=metrics, maximum_message_bytes=4096, version="1")
+    port = rpc.server.add_insecure_port("127.0.0.1:0")
+    await rpc.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = GenerationServiceStub(channel)
+        accepted = [stub.Sample(pb.SampleRequest(count=2))]  # runs, on both workers
+        await until(lambda: len(gated.batches) == 2)
+        accepted.append(stub.Sample(pb.SampleRequest(count=4)))
+        await until(lambda: queued_rows(metrics) == 4)
+
+        async def refusal(**fields: object) -> grpc.aio.AioRpcError:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.Sample(pb.SampleRequest(**fields), metadata=(("x-request-id", "a"),))
+            return refused.value
+
+        refused, at_once = await refusal(), await refusal(temperature=-1.0)
+        assert error_info(at_once) == error_info(refused) != ErrorInfo()
+        assert error_info(at_once).reason == "QUEUE_FULL"
+        assert at_once.code() is refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert at_once.details() == refused.details()
+        assert rpc_status.from_call(at_once).details[1].Is(RetryInfo.DESCRIPTOR)
+        assert dict(at_once.trailing_metadata())["x-request-id"] == "a"
+        assert error_info(await refusal(model="nothing")).reason == "MODEL_NOT_FOUND"
+        lines = [each.status for each in caplog.records if each.name == "genserve.access"]
+        assert lines == ["RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "NOT_FOUND"]
+        raster = await stub.Sample(pb.SampleRequest(model="toy-raster"))
+        assert raster.images.count == 1, "what needs no place in the queue"
+        gated.gate.set()
+        assert [answer.images.count for answer in await asyncio.gather(*accepted)] == [2, 4]
+        assert error_info(await refusal(temperature=-1.0)).reason == "OUT_OF_RANGE"
+    await rpc.server.stop(0)
+    await engine.drain()
+    assert counted(metrics, "QUEUE_FULL") == 2
 
 
 async def test_a_draining_server_is_unavailable(

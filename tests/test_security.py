@@ -269,7 +269,7 @@ async def test_every_method_but_health_needs_a_key(
                 await channel.unary_unary(path)(b"", metadata=metadata, timeout=20)
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
             assert reason_of(refused.value) == ("UNAUTHENTICATED", False)
-            assert dict(refused.value.initial_metadata())["x-request-id"]
+            assert dict(refused.value.trailing_metadata())["x-request-id"]
     waiting = channel.stream_stream(f"/{SERVICE}/StreamLikelihood")(timeout=20)
     with pytest.raises(grpc.aio.AioRpcError):  # although it has not sent a message
         await waiting.read()

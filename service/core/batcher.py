@@ -15,10 +15,11 @@ so neither waits for all of the other. Graphs take turns, a batch each.
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -39,6 +40,7 @@ Release = Literal["full", "drained", "shared"]
 """Why a batch is no larger: the maximum, all that was queued, or a worker's share of it."""
 
 _NICENESS = 10
+_CROWDED_SECONDS = 1.0  # since the last refusal
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class Batcher:
         self._turns: dict[LoadedGraph, RowQueue] = {}  # those with rows; who is served goes last
         self._idle = workers
         self._running_rows = 0
+        self._refused = -math.inf  # when the last request was, on the clock
         # What the event loop has:
         self._jobs: set[Job] = set()
         self._busy = 0  # workers, until the last results of theirs are delivered
@@ -129,7 +132,7 @@ class Batcher:
         trace = self._tracing.work("compute", graph.model, graph.name, rows)
         job = Job(inputs, rows, deadline, future, now, trace)
         with self._lock:
-            self._check_room(rows, deadline, now)
+            self._check_room([graph], rows, deadline, now)
             queue = self._queues.setdefault(graph, RowQueue(self._maximum_batch_rows))
             queue.add(job)
             self._turns.setdefault(graph, queue)
@@ -145,6 +148,16 @@ class Batcher:
             return await future
         finally:
             expiring.cancel()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a request was refused lately, so that the next one may be, too."""
+        return self._clock() - self._refused < _CROWDED_SECONDS
+
+    def check_room(self, graphs: Collection[LoadedGraph], rows: int, deadline: float) -> None:
+        """Raise what `run` would, now, for so many rows of whichever of the graphs is fastest."""
+        with self._lock:
+            self._check_room(graphs, rows, deadline, self._clock())
 
     def forget(self, graph: LoadedGraph) -> None:
         """Drop what is known of a graph that no rows will come for any more."""
@@ -171,25 +184,31 @@ class Batcher:
         for thread in self._threads:
             thread.join()
 
-    def _check_room(self, rows: int, deadline: float, now: float) -> None:
+    def _check_room(
+        self, graphs: Collection[LoadedGraph], rows: int, deadline: float, now: float
+    ) -> None:
         """Raise QueueFull, DeadlineExceeded or ShuttingDown where `rows` would be refused now.
 
         Requests for more than one batch may fill three quarters of the queue: the rest is kept
-        for small ones, so that bulk work does not lock them out. What would wait for longer than
-        its deadline allows is refused now, while the client can still ask elsewhere: it would take
-        the place of others and be dropped.
+        for small ones, so that bulk work does not lock them out. What would be done after its
+        deadline is refused now, while the client can still ask elsewhere: it would take the place
+        of others and be dropped.
         """
         if self._closing:
             raise ShuttingDown("the server is shutting down; send the request to another replica")
         if deadline <= now:
             raise DeadlineExceeded("the deadline had passed before there was anything to run")
-        queued, wait = self._queued_rows(), self._wait_seconds()
+        queued = self._queued_rows()
+        if not queued:  # a request that is larger than the bound on its own runs, too
+            return
+        wait = self._wait_seconds()
         bulk = rows > self._maximum_batch_rows
         bound = self._maximum_queued_rows * 3 // 4 if bulk else self._maximum_queued_rows
-        # A request that is larger than the bound on its own runs when the queue is empty.
-        if queued and queued + rows > bound:
+        if queued + rows > bound:
+            self._refused = now
             raise _queue_full(f"{queued} rows are queued and the limit is {bound}", wait)
-        if now + wait > deadline:
+        if now + wait + self._run_seconds(graphs, queued + rows, rows) > deadline:
+            self._refused = now
             reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
             raise _queue_full(reason, wait)
 
@@ -214,6 +233,20 @@ class Batcher:
         """Return how long the rows that are queued keep all workers busy."""
         queues = self._turns.values()
         return sum(queue.rows * queue.seconds_per_row for queue in queues) / self._workers
+
+    def _run_seconds(self, graphs: Collection[LoadedGraph], queued: int, rows: int) -> float:
+        """Return how long the last `rows` of those queued take from their turn on.
+
+        A worker is still at a batch, half way on average, and theirs is not done before the rows
+        of others that share it.
+        """
+        known = [self._queues[graph].seconds_per_row for graph in graphs if graph in self._queues]
+        if len(known) < len(graphs):
+            return 0.0
+        in_flight = queued + self._running_rows
+        batch = share(in_flight, 0, idle=1, workers=self._workers, turns=self._turns_of_share)
+        batch = max(min(batch, self._maximum_batch_rows), math.ceil(rows / self._workers))
+        return 1.5 * batch * min(known, default=0.0)
 
     def _take_for_idle(self) -> Iterator[Batch]:
         """Take batches for idle workers until there are none left of either."""
@@ -288,7 +321,7 @@ class Batcher:
         with self._lock:
             self._running_rows -= batch.rows
             if queue := self._queues.get(batch.graph):  # none, where the graph was forgotten
-                queue.learn((ended - batch.started) / batch.rows)
+                queue.learn(ended - batch.started, batch.rows)
             self._idle += 1
             following = self._take()
             self._idle -= following is not None

@@ -15,7 +15,7 @@ from service.core.feed import Feed
 from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
 from service.core.models import Change, Model, Models
-from service.core.operations import begin, work
+from service.core.operations import begin, paints, work
 from service.core.painting import Paint
 from service.core.requests import (
     Array,
@@ -35,6 +35,7 @@ from service.errors import (
     GenserveError,
     ModelUnavailable,
     OperationNotOffered,
+    QueueFull,
     RequestCancelled,
     ShuttingDown,
 )
@@ -211,6 +212,41 @@ class Engine:
         finally:
             self._feeds -= 1
             self._rest()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether requests were refused lately; if so, `check_room` is worth asking."""
+        return self._batcher.crowded and not self._draining.is_set()
+
+    def check_room(
+        self,
+        operation: str,
+        *,
+        model: str | None = None,
+        rows: int = 1,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Raise QueueFull where `run` would for a request of at least so many rows.
+
+        It is refused, and counted, before anything else is made of it: whether it is sound, nobody
+        has looked. A request that passes is not admitted yet, whatever else may be wrong with it.
+        """
+        try:
+            found = self.models.find(model) if model else self._default_model(operation)
+        except GenserveError:
+            return
+        if found.state != "ready" or not found.manifest or paints(found.manifest, operation):
+            return
+        if timeout_seconds is None:
+            timeout_seconds = self.default_timeout_seconds
+        try:
+            deadline = time.monotonic() + timeout_seconds
+            self._batcher.check_room(found.graphs.values(), rows, deadline)
+        except QueueFull as error:
+            with self._admitted(operation, model, timeout_seconds):
+                raise error
+        except GenserveError:
+            return
 
     async def run(
         self,

@@ -232,6 +232,11 @@ def begin(
     return OPERATIONS[operation](manifest, request, limits)
 
 
+def paints(manifest: Manifest, operation: str) -> bool:
+    """Return whether an operation paints row by row, instead of calling graphs."""
+    return manifest.program == "raster_rows" and operation in ("sample", "complete")
+
+
 def work(manifest: Manifest, request: Request) -> int:
     """Return how many rows a request makes arrays for, before anything is checked or made."""
     match request:

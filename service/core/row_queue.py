@@ -19,6 +19,7 @@ Inputs = Mapping[str, NDArray[Any] | DeferredRows]
 Outputs = dict[str, NDArray[Any]]
 
 _SMALL_ROWS = 4  # so few are not worth another run
+_REMEMBERED_ROWS = 4  # what is known weighs as much as so many new ones
 _BULK_SHARE = 4  # one row in so many is kept for bulk work while small requests wait too
 
 
@@ -81,9 +82,10 @@ class RowQueue:
         self._bulk_rows = 0  # waiting
         self._owed = 0  # to bulk jobs, in fractions of a row: so many make one
 
-    def learn(self, seconds: float) -> None:
-        """Take note of what a row took a worker."""
-        self.seconds_per_row += 0.2 * (seconds - self.seconds_per_row)
+    def learn(self, seconds: float, rows: int) -> None:
+        """Take note of how long so many rows took a worker: the more they are, the more it says."""
+        weight = rows / (rows + _REMEMBERED_ROWS)
+        self.seconds_per_row += weight * (seconds / rows - self.seconds_per_row)
 
     def add(self, job: Job) -> None:
         """Queue a job."""

@@ -44,6 +44,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         self._admission = admission
         self._watching = Admission(maximum_requests=admission.maximum_requests)
         self._keys = keys
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
     async def intercept_service(
         self,
@@ -57,10 +58,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
                 self._keys.check(_authorization(handler_call_details))
             except GenserveError as error:
                 return self._refusing(method, error)
-        handler = await continuation(handler_call_details)
-        if handler is None or method == PROBE:
-            return handler
-        return self._counted(method, handler, self._watching if method in OPEN else self._admission)
+        counted = self._handlers.get(method)
+        if counted is None:
+            counted = await continuation(handler_call_details)
+            if counted is None:
+                return None
+            if method != PROBE:
+                admission = self._watching if method in OPEN else self._admission
+                counted = self._counted(method, counted, admission)
+            self._handlers[method] = counted  # it is the same for all calls
+        return counted
 
     def _refusing(self, method: str, error: GenserveError) -> grpc.RpcMethodHandler:
         async def refuse(_: object, context: Context) -> None:
@@ -70,12 +77,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     async def _refuse(self, method: str, error: GenserveError, context: Context) -> None:
-        status, request_id = to_status(error), request_id_of(context)
         self._metrics.count_refusal("", error)
-        name, code = method.rpartition("/")[2], status.code.name
-        access.info("request", extra={"request_id": request_id, "method": name, "status": code})
-        await context.send_initial_metadata(((REQUEST_ID, request_id),))
-        await context.abort_with_status(status)
+        await refuse(method, error, context)
 
     def _counted(
         self, method: str, handler: grpc.RpcMethodHandler, admission: Admission
@@ -113,6 +116,15 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             return handler._replace(unary_stream=run)
         behaviour = handler.unary_unary
         return handler._replace(unary_unary=run)
+
+
+async def refuse(method: str, error: GenserveError, context: Context) -> None:
+    """End a call, of which nothing was made, with an error and its line in the log."""
+    status, request_id = to_status(error), request_id_of(context)
+    name, code = method.rpartition("/")[2], status.code.name
+    access.info("request", extra={"request_id": request_id, "method": name, "status": code})
+    trailing = (*status.trailing_metadata, (REQUEST_ID, request_id))
+    await context.abort(status.code, status.details, trailing)
 
 
 class _Window:

@@ -1,6 +1,7 @@
 """The gRPC status of every error: a code, a reason, and how long to wait."""
 
 import json
+from functools import lru_cache
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -57,15 +58,26 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
 
 def to_status(error: errors.GenserveError) -> rpc_status._Status:
     """Return the status that answers with an error, its details packed for `grpc-status`."""
-    details: list[Message] = [
-        ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_metadata(error.details))
-    ]
-    retry_after_seconds = error.details.get("retry_after_seconds")
+    # Of refusals many are alike, and they come when there is no time to lose.
+    many = isinstance(error, errors.QueueFull | errors.TooManyRequests)
+    pack = _packed_before if many else _packed
+    return pack(STATUS_CODES[type(error)], error.reason, error.message, *error.details.items())
+
+
+def _packed(
+    code: StatusCode, reason: str, message: str, *items: tuple[str, object]
+) -> rpc_status._Status:
+    entries = dict(items)
+    details: list[Message] = [ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(entries))]
+    retry_after_seconds = entries.get("retry_after_seconds")
     if isinstance(retry_after_seconds, int | float):
         delay = Duration()
         delay.FromMilliseconds(round(1000 * retry_after_seconds))
         details.append(RetryInfo(retry_delay=delay))
-    return _status(STATUS_CODES[type(error)], error.message, details)
+    return _status(code, message, details)
+
+
+_packed_before = lru_cache(maxsize=256)(_packed)
 
 
 def to_entry(error: errors.GenserveError) -> pb.Error:

@@ -397,9 +397,6 @@ class ScoreResult:
         return len(self.score)
 
 
-Result = GenerationResult | EncodeResult | LikelihoodResult | ScoreResult
-
-
 @dataclass(frozen=True, kw_only=True)
 class ClassifyResult:
     """The class of each image by its likelihoods given each class, and how that was computed."""
@@ -425,7 +422,7 @@ class ClassifyResult:
         return labels
 
 
-Result = GenerationResult | EncodeResult | LikelihoodResult | ClassifyResult
+Result = GenerationResult | EncodeResult | LikelihoodResult | ScoreResult | ClassifyResult
 
 
 def check_range(name: str, value: float, minimum: float, maximum: float) -> None:

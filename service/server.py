@@ -141,7 +141,6 @@ async def serve(settings: Settings) -> None:
     rpc = _GrpcServer(create_rpc, settings.host, settings.grpc_port, identity)
     stopping, hurrying = _catch_signals()
 
-    _spare_the_collector()
     serving = asyncio.create_task(rest.serve(sockets=[listener]))
     await rpc.start()
     http_port = listener.getsockname()[1]
@@ -333,6 +332,7 @@ def _check_default_models(settings: Settings, models: Models) -> None:
 
 async def _load(engine: Engine, rpc: _GrpcServer) -> None:
     await engine.load_default_models()
+    _spare_the_collector()
     ready = None
     while True:
         if ready is not engine.ready:

@@ -9,7 +9,7 @@ all with the same weights (2016, equations 2 to 4):
 
 The activation before the sigmoid grows from pixel to pixel, a_d+1 = a_d + W_,d x_d (equation 5), so
 that all of p(x) costs O(D H). Where x_d is 0 it does not even change: what training computes are
-the hidden layers after pixels that are on, a seventh of all of them.
+the hidden layers after pixels that are on and at the start of a row: of digits, a sixth of all.
 
 Difference: pixels go in reading order, where the papers shuffle them once.
 """

@@ -200,7 +200,7 @@ BAD_INPUT = {
     ),
     "no latents": (
         "Decode", pb.DecodeRequest(model=GAN),
-        INVALID, "INVALID_LATENT", "count 0, size 0; each must be at least 1",
+        INVALID, "INVALID_REQUEST", "exactly one of latents and codes",
     ),
     "fewer latents than stated": (
         "Decode", pb.DecodeRequest(model=GAN, latents=latents(2, 4, [0.0] * 4)),

@@ -365,7 +365,7 @@ def test_bundled_samples_lie_among_real_images():
     }
     assert anchors["real test images", "recall"] > 0.7
     assert anchors["500 training images repeated", "recall"] <= 0.1 + 1e-6
-    for name, times in {"mnist-dcgan": 10}.items():
+    for name, times in {"mnist-dcgan": 10, "mnist-cgan": 10}.items():
         described = json.loads((recipe.WEIGHTS / f"{name}.json").read_text())
         figures = {figure["name"]: figure["value"] for figure in described["figures"]}
         real = anchors["real test images", "frechet_distance"]

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,19 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "zoo.md"
 README = ROOT / "README.md"
 START, END = "<!-- operations -->", "<!-- end of operations -->"
+
+ANCHORS = ROOT / "model_zoo" / "weights" / "mnist-classifier-anchors.json"
+RECIPES = ROOT / "model_zoo" / "recipes" / "gpu"
+REAL = "real test images"
+
+BRANCHES = {
+    "autoencoders": "Autoencoders",
+    "autoregressive": "Autoregressive models",
+    "baselines": "Baselines",
+    "energy": "Energy models",
+    "flows": "Flows",
+    "gans": "Adversarial networks",
+}
 
 Manifest = Mapping[str, Any]
 
@@ -58,9 +71,50 @@ def page(manifests: Sequence[Manifest]) -> str:
     """Return the whole page as Markdown."""
     parts = [INTRODUCTION]
     for name, members in groupby(manifests, key=branch):
-        parts.append(f"## {name.capitalize()}\n")
-        parts.extend(_section(manifest) for manifest in members)
-    return "\n".join(parts)
+        parts.append(f"## {BRANCHES[name]}\n")
+        of_branch = list(members)
+        if name == "gans":
+            parts.append("\n".join([*_beside_anchors(of_branch), ""]))
+        parts.extend(_section(manifest) for manifest in of_branch)
+    parts.append("## Recipes for a GPU\n\nTheir models are not bundled.\n")
+    parts.extend(_recipe(path) for path in sorted(RECIPES.glob("*.toml")))
+    return "\n".join(parts) + "\n"
+
+
+def _recipe(path: Path) -> str:
+    """Return a line on a recipe: the first sentence of the comment that it begins with."""
+    lines = path.read_text("utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    sentence, *_ = " ".join(line.removeprefix("#").strip() for line in comment).split(". ")
+    return f"- [{path.stem}](../{path.relative_to(ROOT)}): {sentence.rstrip('.')}."
+
+
+def _beside_anchors(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Yield the distances of samples from training images beside those of other images."""
+    yield (
+        "What a model without a density draws is compared with training images in the features of\n"
+        "a frozen classifier (Heusel et al. 2017, arXiv:1706.08500; precision and recall by\n"
+        "Kynkäänniemi et al. 2019, arXiv:1904.06991), and stands beside other images under the\n"
+        "same protocol. A low distance alone proves little: 500 training images over and over\n"
+        "have one, and next to no recall.\n"
+    )
+    yield "| images | Fréchet distance | of the real test images' | precision | recall |"
+    yield "|---|---|---|---|---|"
+    anchors = {
+        anchor["images"]: _values(anchor["figures"])
+        for anchor in json.loads(ANCHORS.read_text("utf-8"))["anchors"]
+    }
+    samples = {f"`{each['name']}`": _values(each["quality"]) for each in manifests}
+    for images, values in (anchors | samples).items():
+        distance = values["frechet_distance"]
+        yield (
+            f"| {images} | {distance:.1f} | {distance / anchors[REAL]['frechet_distance']:.1f} "
+            f"| {values['precision']:.2f} | {values['recall']:.2f} |"
+        )
+
+
+def _values(figures: Sequence[Manifest]) -> dict[str, float]:
+    return {figure["name"]: figure["value"] for figure in figures}
 
 
 def _section(manifest: Manifest) -> str:

@@ -21,7 +21,9 @@ UNCALIBRATED = {
     "mnist-cvae",  # for its classes
     "mnist-vq-vae",  # for its codes
     "mnist-vq-vae-2",
-    "mnist-fvbn",  # others of their branches judge digits better
+    "mnist-glow",  # others of their branches judge digits as well
+    "mnist-binary-pixelcnn",
+    "mnist-fvbn",
     "mnist-dbm",
     "mnist-gaussian-mixture",  # the baselines are there to be compared with
     "mnist-kernel-density",

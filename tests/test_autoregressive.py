@@ -109,7 +109,7 @@ def test_grey_values_become_the_levels_of_the_model(levels: int, seen: list[int]
 def test_one_layer_scores_images_and_paints_none(tmp_path: Path) -> None:
     model = build(layers=1)
     assert [graph.name for graph in model.graphs()] == ["log_likelihood"]
-    assert list(model.card().operations) == ["likelihood"]
+    assert list(model.card().operations) == ["likelihood", "classify"]
     write_sample_sheet(model, tmp_path / "none.png")  # as training does after every epoch
     with pytest.raises(ValueError, match="at least 2"):
         RowStep(model.features, model.layers, model.head, 28, filtered=False)

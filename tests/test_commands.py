@@ -39,7 +39,7 @@ def test_models_shows_what_each_can_do(
     assert header[:3] == ["MODEL", "FAMILY", "sample"]
     names = [row[0] for row in rows]
     assert names == ["toy-flow@1", "toy-gan@1", "toy-raster@1", "toy-vae@1"]
-    assert rows[1][-8:] == ["yes", "-", "yes", "-", "-", "yes", "-", "-"]
+    assert rows[1][-9:] == ["yes", "-", "yes", "-", "-", "yes", "-", "-", "-"]
 
 
 def test_verify_accepts_a_sound_artifact_and_names_a_spoilt_file(

@@ -556,7 +556,7 @@ def test_exporter_and_service_agree_on_the_digest(manifest):
 
 def test_the_manifest_has_the_keys_of_the_contract_and_no_others(toy):
     content = json.loads((toy / "manifest.json").read_text(encoding="utf-8"))
-    assert set(content) == set(reader.Manifest.model_fields)
+    assert set(content) == set(reader.Manifest.model_fields) - {"codes"}, "a toy of latents"
 
 
 # The command

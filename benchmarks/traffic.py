@@ -189,6 +189,14 @@ def _score(chance: random.Random) -> Body:
     return Body("score", fields | {"class_label": chance.randrange(10)}, pictured=False)
 
 
+def _judge(chance: random.Random) -> Body:
+    """Score images, or now and then classify one, which takes as long as a hundred scores."""
+    if chance.random() > 0.05:
+        return _score(chance)
+    fields = {"model": "mnist-pixelcnn", "images": _images(chance, 1)}
+    return Body("classify", fields, pictured=False)
+
+
 def _complete(chance: random.Random) -> Body:
     fields = {"model": "mnist-pixelcnn", "image": _images(chance, 1)[0], "count": 1}
     rows = {"prefix_rows": chance.randint(SIDE - 4, SIDE), "seed": chance.randrange(2**53)}
@@ -202,7 +210,7 @@ def _stream(chance: random.Random) -> Body:
 
 _BODIES: Sequence[Callable[[random.Random], Body]] = (
     *(_sample, _sample, _sample, _sample_class, _flow, _encode, _decode, _reconstruct),
-    *(_interpolate, _likelihood, _verdict, _complete, _stream, _score),
+    *(_interpolate, _likelihood, _verdict, _complete, _stream, _judge),
 )
 
 

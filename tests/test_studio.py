@@ -523,7 +523,7 @@ def test_a_service_that_is_gone_is_said_in_words_on_every_view(
 ) -> None:
     with Proxy(server.http_port) as proxy:
         browser.open(f"{proxy.url}/#/{view}")
-        browser.find("h1")
+        browser.find(".plane canvas" if view == "latent" else "h1")
         browser.until_still()
         proxy.close()
         ask_again(browser, view)

@@ -68,7 +68,7 @@ def test_the_weights_of_a_bundled_model_lie_once(model: str) -> None:
         held |= {f"background/{name}" for name in background}
     besides = sizes.keys() - held
     assert held <= sizes.keys()
-    # What is folded of a small model is not less: kernels times their masks in mnist-binary-pixelcnn.
+    # What is folded of a small model is not less: masked kernels in mnist-binary-pixelcnn.
     allowed = max(0.01 * sum(sizes.values()), 96 * 1024)
     assert sum(sizes[name] for name in besides) < allowed, besides
     assert not (WEIGHTS / f"{model}.safetensors").exists(), f"run make export MODEL={model}"

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from model_zoo.family import Graph, Port
+from model_zoo.cards import BINARISATION, image_event, image_preprocess
+from model_zoo.family import Card, Graph, Port
 from model_zoo.layers import uniform_noise
 
 MOST_STEPS = 5000
@@ -35,6 +36,13 @@ class MarkovChain(Protocol):
         A `temperature` [N, 1] is what the energy is divided by; None where there is no energy.
         """
         ...
+
+
+class BoltzmannMachine(MarkovChain, Protocol):
+    """A chain whose distribution is known but for its normaliser."""
+
+    log_partition_error: Tensor
+    """The standard error of the estimated log Z, in nats."""
 
 
 class Start(nn.Module):
@@ -149,6 +157,44 @@ def chain_controls(burn_in: int, thinning: int, tempered: bool) -> dict[str, dic
             "default": 1.0,
         }
     return controls
+
+
+def machine_card(
+    model: BoltzmannMachine,
+    *,
+    family: str,
+    units: int,
+    estimator: str,
+    controls: dict[str, dict[str, Any]],
+) -> Card:
+    """Describe a Boltzmann machine, whose latent is the means of so many hidden `units`.
+
+    `estimator` says how its likelihood is estimated, by a normaliser with an error of its own.
+    """
+    return Card(
+        family=family,
+        event=image_event(model.image_shape),
+        preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
+        latent={"shape": [units], "prior": "none"},
+        controls=controls,
+        operations={
+            "sample": {},
+            "complete": {},
+            "encode": {},
+            "decode": {},
+            "reconstruct": {},
+            "likelihood": {
+                "quantity": "probability",
+                "kind": "estimate",
+                "base_measure": "counting",
+                "estimator": estimator,
+                "draws": 1,
+                "conditioning": "none",
+                "normaliser_standard_error": model.log_partition_error.item(),
+            },
+        },
+        program="markov_chain",
+    )
 
 
 def smoothed_mean(v: Tensor) -> Tensor:

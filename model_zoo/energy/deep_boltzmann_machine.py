@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
-from model_zoo.cards import BINARISATION, image_event, image_preprocess
 from model_zoo.data import in_chunks
 from model_zoo.energy.annealing import AnnealingPath, Effort, LogPartition, forward
 from model_zoo.energy.chain import (
     bernoulli,
     chain_controls,
     chain_graphs,
+    machine_card,
     smoothed_mean,
 )
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
@@ -212,29 +212,12 @@ class DeepBoltzmannMachine(Family):
 
     def card(self) -> Card:
         """Describe the model to those who serve it."""
-        return Card(
+        return machine_card(
+            self,
             family="deep Boltzmann machine",
-            event=image_event(self.image_shape),
-            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
-            latent={"shape": [self.first], "prior": "none"},
+            units=self.first,
+            estimator="mean_field_bound_less_annealed_normaliser",
             controls=chain_controls(BURN_IN, THINNING, tempered=True),
-            operations={
-                "sample": {},
-                "complete": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "likelihood": {
-                    "quantity": "probability",
-                    "kind": "estimate",
-                    "base_measure": "counting",
-                    "estimator": "mean_field_bound_less_annealed_normaliser",
-                    "draws": 1,
-                    "conditioning": "none",
-                    "normaliser_standard_error": self.log_partition_error.item(),
-                },
-            },
-            program="markov_chain",
         )
 
     def graphs(self) -> tuple[Graph, ...]:

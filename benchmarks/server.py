@@ -36,7 +36,7 @@ class Server:
     def read_errors(self) -> list[str]:
         """Return the lines of its log that say that something is wrong."""
         with self.log.open(encoding="utf-8") as lines:
-            return [line for line in lines if '"level": "info"' not in line]
+            return [line for line in lines if json.loads(line)["level"] != "info"]
 
     @property
     def processor_seconds(self) -> float:

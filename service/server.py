@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import signal
 import socket
-import sys
-import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -29,6 +26,7 @@ from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, RepositoryUnavailable, StartupError
 from service.inference_metrics import InferenceMetrics
 from service.keys import Keys, read_keys
+from service.logs import configure_logging
 from service.metrics import Metrics
 from service.mirror import Mirror
 from service.rpc.server import Rpc, create_server
@@ -39,8 +37,6 @@ from service.tracing import OFF, Tracing
 
 _LAST_ANSWERS_SECONDS = 1.0  # for the refusals of aborted requests to reach their clients
 _PORT_SECONDS = 0.02  # between attempts to take a port again
-
-_ENCODER = json.JSONEncoder(default=str)
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +113,7 @@ async def serve(settings: Settings) -> None:
     Raises StartupError where a port is taken or the settings don't fit what is installed.
     """
     tracing = _find_tracing(settings.traces)
-    _configure_logging(settings.log_level, tracing)
+    configure_logging(settings.log_level, tracing)
     check_installation()
     metrics = _build_metrics()
     identity = find_identity(settings.tls_certificate, settings.tls_private_key)
@@ -213,31 +209,12 @@ def _build_metrics() -> Metrics:
     return metrics
 
 
-def _configure_logging(level: str, tracing: Tracing) -> None:
-    """Write log records as one JSON object a line, to standard error; of a trace, with its ids."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(tracing))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)
-    # No record says these, so they need not be found out for each of them: the second line is for
-    # the file, line and function that it is from.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news are in our own records
-
-
 class _HttpServer(uvicorn.Server):
     """Uvicorn without its signal handlers: one handler stops both transports."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-@lru_cache(maxsize=1)
-def _second(seconds: int) -> str:
-    """Return a time in local terms; many records are of the same second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 class _GrpcServer:
@@ -296,30 +273,6 @@ class _GrpcServer:
             await self._rpc.start()
             await self._rpc.set_serving(self._serving)
             return
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a record: time, level, logger, message, and whatever `extra` holds."""
-
-    _STANDARD = frozenset(vars(logging.makeLogRecord({})) | {"message": 0, "asctime": 0})
-
-    def __init__(self, tracing: Tracing) -> None:
-        super().__init__()
-        self._tracing = tracing
-
-    def format(self, record: logging.LogRecord) -> str:
-        extra = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
-        entry = {
-            "time": _second(int(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **self._tracing.context(),
-            **extra,
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return _ENCODER.encode(entry)
 
 
 def _check_default_models(settings: Settings, models: Models) -> None:

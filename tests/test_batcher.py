@@ -117,6 +117,43 @@ async def test_latents_that_are_there_and_those_still_to_be_drawn_share_a_batch(
     assert session.batches == [1, 4]
 
 
+class Deferred:
+    """Rows that take note of how many join to become an array."""
+
+    def __init__(self, values: list[float], joins: list[int]) -> None:
+        self.values, self.joins = values, joins
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice) -> "Deferred":
+        return Deferred(self.values[part], self.joins)
+
+    def join(self, others: list["Deferred"]) -> np.ndarray:
+        self.joins.append(1 + len(others))
+        return np.array(sum((other.values for other in others), self.values))
+
+
+async def test_what_requests_of_one_turn_defer_is_drawn_at_once_before_a_worker_comes(
+    make, graph, session
+) -> None:
+    batcher, joins = make(maximum_batch_rows=4), []
+    first = await occupy(batcher, graph, session)
+    deferred = [Deferred([k, k + 0.5], joins) for k in (1.0, 2.0, 3.0)]
+    tasks = [asyncio.create_task(batcher.run(graph, {"x": rows}, soon())) for rows in deferred]
+    await settle()
+    tasks[1].cancel()
+    large = Deferred([1.0] * 5, joins)  # more than a batch: nobody is to wait for so many
+    tasks.append(asyncio.create_task(batcher.run(graph, {"x": large}, soon())))
+    await settle()
+    assert joins == [3]
+    session.gate.set()
+    answers = [(await task)["y"].tolist() for task in (tasks[0], tasks[2])]
+    assert answers == [[2.0, 3.0], [6.0, 7.0]]
+    assert (await tasks[3])["y"].tolist() == [2.0] * 5
+    await first
+
+
 async def test_a_large_request_is_split_and_does_not_starve_a_small_one(
     make, graph, session
 ) -> None:

@@ -107,6 +107,7 @@ class Batcher:
         # What the event loop has:
         self._jobs: set[Job] = set()
         self._busy = 0  # workers, until the last results of theirs are delivered
+        self._undrawn: dict[LoadedGraph, list[Job]] = {}  # queued in this turn of the loop
         self._rest: asyncio.Future[None] | None = None  # for `close`, when none is busy
         self._closing = False
         metrics.queued_rows.set_function(self._count_queued_rows)
@@ -140,6 +141,8 @@ class Batcher:
             released = list(self._take_for_idle())
         if len(released) > 1:  # they share this job, and what is deferred would be made for each
             job.inputs = {name: as_array(rows) for name, rows in inputs.items()}
+        elif not released:
+            self._draw_soon(graph, job)
         self._jobs.add(job)
         future.add_done_callback(partial(self._leave, graph, queue, job))
         self._release(released)
@@ -211,6 +214,28 @@ class Batcher:
             self._refused = now
             reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
             raise _queue_full(reason, wait)
+
+    def _draw_soon(self, graph: LoadedGraph, job: Job) -> None:
+        """Have a job's deferred rows drawn, unless they are so many that all would wait for it."""
+        deferred = any(not isinstance(rows, np.ndarray) for rows in job.inputs.values())
+        if not deferred or job.rows > self._maximum_batch_rows:
+            return
+        if not self._undrawn:
+            job.future.get_loop().call_soon(self._draw)
+        self._undrawn.setdefault(graph, []).append(job)
+
+    def _draw(self) -> None:
+        """Draw at once what the jobs of this turn of the event loop deferred, of those that wait.
+
+        A worker would take ten times as long: in each call on a large array, numpy lets other
+        threads run Python, and the worker would wait for the event loop again and again. Where one
+        draws the same meanwhile, it draws the same numbers.
+        """
+        undrawn, self._undrawn = self._undrawn, {}
+        for jobs in undrawn.values():
+            waiting = [job for job in jobs if not (job.started or job.future.done())]
+            if waiting:
+                _draw(waiting)
 
     def _leave(
         self, graph: LoadedGraph, queue: RowQueue, job: Job, _: asyncio.Future[Outputs]
@@ -435,6 +460,15 @@ def _keep(part: Slice, result: Outputs) -> None:
         }
     for name, kept in job.outputs.items():
         kept[part.start : part.stop] = result[name]
+
+
+def _draw(jobs: Sequence[Job]) -> None:
+    """Turn the deferred rows of jobs for one graph into arrays."""
+    joined, start = _join([Slice(job, 0, job.rows) for job in jobs]), 0
+    for job in jobs:
+        stop = start + job.rows
+        job.inputs = {name: rows[start:stop] for name, rows in joined.items()}
+        start = stop
 
 
 def _join(batch: list[Slice]) -> dict[str, NDArray[Any]]:

@@ -123,6 +123,22 @@ def test_every_operation_has_a_route() -> None:
     assert {operation.name for operation in OPERATIONS} == set(core.OPERATIONS)
 
 
+async def test_operations_are_found_below_the_path_of_a_proxy_too(
+    engine: Engine, metrics: Metrics
+) -> None:
+    transport = httpx.ASGITransport(app_of(engine, metrics), root_path="/images")
+    async with httpx.AsyncClient(transport=transport, base_url="http://genserve") as client:
+        for path in ("/images/sample", "/sample"):
+            assert (await client.post(path, json={"seed": 1})).status_code == 200
+
+
+async def test_operations_are_asked_for_by_post(client: httpx.AsyncClient) -> None:
+    for operation in OPERATIONS:
+        response = await client.get(f"/{operation.name}")
+        assert response.status_code == 405
+        assert response.headers["allow"] == "POST"
+
+
 async def test_a_sane_request_id_is_kept_and_any_other_replaced(client: httpx.AsyncClient) -> None:
     for path in ("/healthz", "/nowhere"):
         kept = await client.get(path, headers={"X-Request-Id": "Job-7.a_b"})

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import generate_latest
 from pydantic import BaseModel
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.admission import Admission
@@ -166,11 +167,31 @@ class _App(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Return what FastAPI itself builds, without those layers."""
-        app: ASGIApp = AsyncExitStackMiddleware(self.router)
+        app: ASGIApp = _Operations(AsyncExitStackMiddleware(self.router), self.routes)
         app = ExceptionMiddleware(app, handlers=self.exception_handlers)
         for middleware, arguments, options in reversed(self.user_middleware):
             app = middleware(app, *arguments, **options)
         return app
+
+
+class _Operations:
+    """Takes a request for an operation to its route at once.
+
+    The router would ask one route after the other, and open an exit stack that none of these needs.
+    What is not exactly such a request, it still has to answer.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._operations = {
+            route.path: route.app for route in routes if isinstance(route, _OperationRoute)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+            app = self._operations.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 class _OperationRoute(APIRoute):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import lzma
 import re
 import shutil
 import zipfile
@@ -722,9 +723,9 @@ def test_a_model_with_likelihoods_is_calibrated_with_images_of_its_data_set(
     recipe = tmp_path / "recipes" / "tiny.toml"
     recipe.write_text(recipe.read_text().replace('"none"', '"specks"'))
     folder = tmp_path / "models" / "tiny" / "1"
-    outdated = folder.parent / "calibrations" / "outdated.json"
+    outdated = folder.parent / "calibrations" / "outdated.json.xz"
     outdated.parent.mkdir(parents=True)
-    outdated.write_text('{"artifact_digest": "sha256:0"}')
+    outdated.write_bytes(lzma.compress(b'{"artifact_digest": "sha256:0"}'))
 
     run_command("--repository", str(tmp_path / "models"), "tiny")
     (path,) = (folder.parent / "calibrations").iterdir()

@@ -152,6 +152,15 @@ def test_a_graph_does_not_tell_where_it_was_made(toy):
         assert trace.encode() not in content
 
 
+def test_what_lies_between_the_ports_of_a_graph_takes_no_room_for_names_and_shapes(toy):
+    graph = onnx.load(toy / "decode.onnx").graph
+    nodes = [node for node in graph.node if node.op_type != "Cast"]  # weights keep their names
+    between = {name for node in nodes for name in node.output} - {graph.output[0].name}
+    assert between and all(re.fullmatch(r"%[0-9]+", name) for name in between)
+    assert between.isdisjoint(info.name for info in graph.value_info)
+    assert not any(node.name for node in nodes)
+
+
 def test_the_same_weights_give_the_same_artifact(toy, tmp_path):
     again = export(tmp_path, decode_graph(Painter()))
     for path in toy.iterdir():

@@ -162,7 +162,10 @@ def _fits(known: Sequence[int | None], shape: Sequence[int | str]) -> bool:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove what tells of the machine that exported: stack traces, local paths, class names."""
+    """Remove what tells of the machine that exported: stack traces, local paths, class names.
+
+    Names and shapes of what lies between the ports go too: they were most of a file.
+    """
     ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     model.doc_string = None
@@ -170,3 +173,8 @@ def _strip(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.initializers.values(), *inner):
         value.doc_string = None
         value.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.name = None
+    for number, value in enumerate(inner):
+        if not value.is_graph_output():
+            value.name, value.type, value.shape = f"%{number}", None, None

@@ -28,7 +28,7 @@ Listing = dict[str, Mapping[str, Any]]
 _STAMP = {"etag", "size", "lastmodified", "last_modified", "mtime", "updated"}
 """Of which at least some change with an object's content; each store has names of its own."""
 _FOLDER = re.compile(f"{CALIBRATIONS}|{VERSION}")
-_CALIBRATION = re.compile(r"[0-9a-f]{12}\.json")
+_CALIBRATION = re.compile(r"[0-9a-f]{12}\.json(\.xz)?")
 
 
 class Mirror:

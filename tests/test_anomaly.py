@@ -212,15 +212,15 @@ async def test_a_broken_calibration_is_refused_by_name_and_the_model_serves(
     sound = calibrated[1]["toy-flow"]
     folder = spoilt / "toy-flow" / "calibrations"
     (folder / "broken.json").write_text("{")
-    stale = json.loads((folder / f"{sound.id}.json").read_text())
+    stale = json.loads(sound.model_dump_json())
     (folder / "altered.json").write_text(json.dumps({**stale, "id": "0" * 12}))
-    shutil.copy(next((spoilt / "toy-raster" / "calibrations").iterdir()), folder / "other.json")
+    shutil.copy(next((spoilt / "toy-raster" / "calibrations").iterdir()), folder / "other.json.xz")
     async for engine in open_engine(spoilt, metrics):
         model = engine.models.find("toy-flow")
         assert model.state == "ready"
         assert list(model.calibrations) == [sound.id]
-        assert model.refused_calibrations.keys() == {"broken.json", "altered.json", "other.json"}
-        assert "of artifact" in model.refused_calibrations["other.json"]
+        assert model.refused_calibrations.keys() == {"broken.json", "altered.json", "other.json.xz"}
+        assert "of artifact" in model.refused_calibrations["other.json.xz"]
         assert "contradicts its id" in model.refused_calibrations["altered.json"]
         assert (await score(engine, normal_images(1, 256))).anomaly is not None
     refused = [record.reason for record in caplog.records if "calibration" in record.message]

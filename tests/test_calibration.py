@@ -1,6 +1,7 @@
 """A calibration is a file that proves itself, and its p-values hold where it says they do."""
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from service.core.calibration import (
     Protocol,
     identify,
     in_halves,
+    list_calibrations,
     make_calibration,
     read_calibration,
     save_calibration,
@@ -57,7 +59,7 @@ def calibration() -> Calibration:
 
 def test_a_calibration_is_read_back_bit_for_bit(calibration: Calibration, tmp_path: Path) -> None:
     path = save_calibration(tmp_path / "calibrations", calibration)
-    assert path.name == f"{calibration.id}.json"
+    assert path.name == f"{calibration.id}.json.xz"
     read = read_calibration(path, DIGEST)
     assert read.model_dump() == calibration.model_dump()
     statistics = normal_statistics(40, seed=5)
@@ -71,10 +73,20 @@ def test_a_calibration_is_read_back_bit_for_bit(calibration: Calibration, tmp_pa
 def test_a_calibration_that_can_not_be_written_leaves_nothing(
     calibration: Calibration, tmp_path: Path
 ) -> None:
-    (tmp_path / f"{calibration.id}.json").mkdir()
+    (tmp_path / f"{calibration.id}.json.xz").mkdir()
     with pytest.raises(OSError):
         save_calibration(tmp_path, calibration)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{calibration.id}.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{calibration.id}.json.xz"]
+
+
+def test_a_calibration_that_is_not_compressed_is_read_as_well(
+    calibration: Calibration, tmp_path: Path
+) -> None:
+    path = save_calibration(tmp_path, calibration)
+    plain = tmp_path / f"{calibration.id}.json"
+    plain.write_bytes(lzma.decompress(path.read_bytes()))
+    assert read_calibration(plain, DIGEST).model_dump() == calibration.model_dump()
+    assert set(list_calibrations(tmp_path)) == {plain, path}
 
 
 def test_the_id_follows_the_content(calibration: Calibration) -> None:
@@ -86,7 +98,7 @@ def test_the_id_follows_the_content(calibration: Calibration) -> None:
 
 def test_five_thousand_images_with_every_score_make_a_small_file(tmp_path: Path) -> None:
     path = save_calibration(tmp_path, make(normal_statistics(5500), 500))
-    assert path.stat().st_size < 400_000
+    assert path.stat().st_size < 120_000
 
 
 @settings(max_examples=20, deadline=None)
@@ -173,6 +185,9 @@ def component_of(content: dict[str, Any]) -> Any:
     return content["fit"]["combination"]["density"]["components"][0]
 
 
+WIDE = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**28}
+"""A filter of which the reader would take more memory than it may."""
+
 SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "altered": (lambda content: content["data"].update(source="elsewhere"), "contradicts its id"),
     "unsorted": (lambda content: first_score(content, 99.0), "combined must be ascending"),
@@ -201,8 +216,8 @@ SPOILERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_broken_calibration_is_refused_by_name(
     calibration: Calibration, tmp_path: Path, spoiler: str
 ) -> None:
-    path = save_calibration(tmp_path, calibration)
-    content = json.loads(path.read_text())
+    path = tmp_path / "broken.json"
+    content = json.loads(calibration.model_dump_json())
     spoil, words = SPOILERS[spoiler]
     spoil(content)
     path.write_text(json.dumps(content))
@@ -222,6 +237,37 @@ def test_a_file_that_is_no_calibration_is_refused_by_name(tmp_path: Path, text: 
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"none\.json can't be read: No such file"):
         read_calibration(tmp_path / "none.json", DIGEST)
+
+
+def flipped(packed: bytes) -> bytes:
+    middle = len(packed) // 2
+    return packed[:middle] + bytes([packed[middle] ^ 1]) + packed[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda packed: b"{}" * 20, "can't be decompressed"),
+        (lambda packed: b"", "cut short"),
+        (lambda packed: packed[:-1], "cut short"),
+        (flipped, "can't be decompressed"),
+        (lambda packed: lzma.compress(b"[" * 1000), "is not JSON|Invalid JSON"),
+        (lambda packed: lzma.compress(b" " * 2**20), "holds more than 1048575 bytes"),
+        (lambda packed: lzma.compress(b"{}", filters=[WIDE]), "can't be decompressed: Memory"),
+    ],
+)
+def test_what_does_not_decompress_to_a_calibration_is_refused_by_name(
+    calibration: Calibration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[bytes], bytes],
+    words: str,
+) -> None:
+    monkeypatch.setattr("service.core.calibration._MAXIMUM_BYTES", 2**20 - 1)
+    path = save_calibration(tmp_path, calibration)
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ArtifactError, match=rf"{path.name}.*({words})"):
+        read_calibration(path, DIGEST)
 
 
 def test_a_calibration_of_another_artifact_is_refused(

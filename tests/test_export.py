@@ -2,6 +2,7 @@
 
 import json
 import logging
+import lzma
 import re
 import shutil
 import zipfile
@@ -149,6 +150,15 @@ def test_a_graph_does_not_tell_where_it_was_made(toy):
     content = (toy / "decode.onnx").read_bytes()
     for trace in (str(Path(__file__).parent), Path(__file__).name, "Painter", str(toy.parent)):
         assert trace.encode() not in content
+
+
+def test_what_lies_between_the_ports_of_a_graph_takes_no_room_for_names_and_shapes(toy):
+    graph = onnx.load(toy / "decode.onnx").graph
+    nodes = [node for node in graph.node if node.op_type != "Cast"]  # weights keep their names
+    between = {name for node in nodes for name in node.output} - {graph.output[0].name}
+    assert between and all(re.fullmatch(r"%[0-9]+", name) for name in between)
+    assert between.isdisjoint(info.name for info in graph.value_info)
+    assert not any(node.name for node in nodes)
 
 
 def test_the_same_weights_give_the_same_artifact(toy, tmp_path):
@@ -722,9 +732,9 @@ def test_a_model_with_likelihoods_is_calibrated_with_images_of_its_data_set(
     recipe = tmp_path / "recipes" / "tiny.toml"
     recipe.write_text(recipe.read_text().replace('"none"', '"specks"'))
     folder = tmp_path / "models" / "tiny" / "1"
-    outdated = folder.parent / "calibrations" / "outdated.json"
+    outdated = folder.parent / "calibrations" / "outdated.json.xz"
     outdated.parent.mkdir(parents=True)
-    outdated.write_text('{"artifact_digest": "sha256:0"}')
+    outdated.write_bytes(lzma.compress(b'{"artifact_digest": "sha256:0"}'))
 
     run_command("--repository", str(tmp_path / "models"), "tiny")
     (path,) = (folder.parent / "calibrations").iterdir()

@@ -459,7 +459,7 @@ class TestRefusedCalibrations:
         folder = shutil.copytree(calibrated[0], tmp_path / "repository")
         (made,) = (folder / FLOW / "calibrations").iterdir()
         (folder / "toy-vae" / "calibrations").mkdir()
-        shutil.copy(made, folder / "toy-vae" / "calibrations" / "other.json")
+        shutil.copy(made, folder / "toy-vae" / "calibrations" / "other.json.xz")
         return settings.model_copy(update={"model_repository": folder})
 
     async def test_are_listed_with_the_reason(
@@ -468,7 +468,7 @@ class TestRefusedCalibrations:
         described = (await client.get("/models/toy-vae")).json()
         assert described["state"] == "ready" and described["calibrations"] == []
         (refused,) = described["refused_calibrations"]
-        assert refused["file"] == "other.json" and "calibrate this one" in refused["reason"]
+        assert refused["file"] == "other.json.xz" and "calibrate this one" in refused["reason"]
         model = (await stub.GetModel(pb.GetModelRequest(model="toy-vae"))).model
         (message,) = model.refused_calibrations
         assert (message.file, message.reason) == (refused["file"], refused["reason"])

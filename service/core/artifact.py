@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from service.core.batcher import LoadedGraph
-from service.core.calibration import Calibration, read_calibration
+from service.core.calibration import Calibration, list_calibrations, read_calibration
 from service.core.manifest import (
     Arrays,
     Graph,
@@ -27,7 +27,7 @@ def load_calibrations(
 ) -> tuple[list[Calibration], dict[str, str]]:
     """Return the calibrations beside an artifact, and why others are refused, by file name."""
     held, refused = [], {}
-    for path in sorted(folder.parent.glob(f"{CALIBRATIONS}/*.json")):
+    for path in sorted(list_calibrations(folder.parent / CALIBRATIONS)):
         try:
             held.append(read_calibration(path, artifact_digest))
         except ArtifactError as error:

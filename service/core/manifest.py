@@ -629,16 +629,25 @@ def read_part(path: Path, kind: type[P]) -> tuple[P, dict[str, Any]]:
     Raises ArtifactError that names the file and what is wrong with it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        return kind.model_validate_json(text), json.loads(text)
+        text = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path.name} can't be read: {error.strerror}") from error
+    return check_part(path.name, text, kind)
+
+
+def check_part(file: str, text: bytes, kind: type[P]) -> tuple[P, dict[str, Any]]:
+    """Return the JSON text of a file of the contract, checked, and its content as it stands.
+
+    Raises ArtifactError that names the file and what is wrong with it.
+    """
+    try:
+        return kind.model_validate_json(text), json.loads(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or f"the {kind.__name__.lower()}"
-        raise ArtifactError(f"{path.name}: {where}: {first['msg']}") from error
+        raise ArtifactError(f"{file}: {where}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path.name} is not JSON: {error}") from error
+        raise ArtifactError(f"{file} is not JSON: {error}") from error
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

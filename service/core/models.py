@@ -18,7 +18,7 @@ from typing import Literal
 
 from service.core.artifact import CALIBRATIONS, load_artifact, load_calibrations
 from service.core.batcher import LoadedGraph
-from service.core.calibration import Calibration
+from service.core.calibration import Calibration, list_calibrations
 from service.core.compatibility import Compatibility, compare
 from service.core.drift import Watch
 from service.core.manifest import MANIFEST_FILE, VERSION, Manifest, read_manifest
@@ -452,7 +452,7 @@ def _stamp(folder: Path) -> Stamp:
     """Return what changes where a file of the artifact or of its calibrations does."""
     stamp = []
     with suppress(OSError):  # a file was there a moment ago
-        for path in (*folder.iterdir(), *folder.parent.glob(f"{CALIBRATIONS}/*.json")):
+        for path in (*folder.iterdir(), *list_calibrations(folder.parent / CALIBRATIONS)):
             facts = path.stat()
             stamp.append((path.name, facts.st_size, facts.st_mtime_ns))
     return tuple(sorted(stamp))

@@ -50,7 +50,7 @@ def stored(graph: Graph, arrays: Arrays) -> Arrays:
 
 def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) -> Array:
     match port.role, port.distribution:
-        case ("latent", _) | ("noise", "normal"):
+        case ("latent" | "features", _) | ("noise", "normal"):
             return generator.standard_normal((ROWS, *port.shape))
         case "noise", "uniform" if _highest_step(graph):
             # Noise of many steps would be most of an artifact: 8 bits of each number pack well.
@@ -79,8 +79,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
     raise ExportError(
         f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
-        f"'{port.role}'; it is latent, codes, data, noise (normal or uniform), cache, forced, "
-        "steps, or a condition or control that the card describes"
+        f"'{port.role}'; it is latent, features, codes, data, noise (normal or uniform), cache, "
+        "forced, steps, or a condition or control that the card describes"
     )
 
 

@@ -32,6 +32,9 @@ VECTORS_FILE = "vectors.npz"
 EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime")
 """The packages whose versions decide what the graphs look like."""
 
+DECODERS = ("decode", "features")
+"""The graphs that take a latent, of which a model that has one has at least one."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -120,8 +123,10 @@ def _refuse_bad_ports(card: Card, graphs: Sequence[Graph]) -> None:
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ExportError(f"graph '{graph.name}': two ports share a name: {sorted(repeated)}")
     decoded = "latent" if card.latent is not None else "codes" if card.codes is not None else None
-    if decoded and "decode" not in {graph.name for graph in graphs}:
-        raise ExportError(f"the card has a {decoded}, but no graph is called 'decode'")
+    if decoded and not {graph.name for graph in graphs} & set(DECODERS):
+        raise ExportError(
+            f"the card has a {decoded}, but no graph is called {' or '.join(map(repr, DECODERS))}"
+        )
 
 
 @contextmanager
@@ -140,7 +145,8 @@ def _describe_model(name: str, card: Card, models: Mapping[str, ir.Model]) -> di
     content = asdict(card)
     for part in ("latent", "codes"):
         if content[part] is not None:
-            space = f"{name}/{hash_weights(models['decode'])[:12]}"
+            decoder = next(models[graph] for graph in DECODERS if graph in models)
+            space = f"{name}/{hash_weights(decoder)[:12]}"
             content[part] = {"space": space, **content[part]}
     if card.codes is None:
         del content["codes"]  # as manifests without it always were

@@ -38,11 +38,11 @@ def draw_inputs(graph: Graph, card: Card) -> Arrays:
 def stored(graph: Graph, arrays: Arrays) -> Arrays:
     """Return those rows of a graph's inputs and outputs that an artifact is to hold.
 
-    All of them prove the graph while it is exported. Where there are caches, which are large, a
-    loader repeats the first row and the last alone.
+    All of them prove the graph while it is exported. Where there are caches or features, which are
+    large, a loader repeats the first row and the last alone.
     """
     ports = (*graph.inputs, *graph.outputs)
-    if not any(port.role == "cache" for port in ports):
+    if not any(port.role in ("cache", "features") for port in ports):
         return arrays
     axes = {port.name: port.batch_axis for port in ports}
     return {name: values.take([0, ROWS - 1], axes[name]) for name, values in arrays.items()}
@@ -63,7 +63,7 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return _to_graph_values(_draw_levels(card, generator), card)
         case "cache", _ if _highest_step(graph):
             return generator.integers(2, size=(ROWS, *port.shape))  # the state of a chain
-        case "cache", _:
+        case (("cache" | "features"), _):
             # As inputs and gates are; in sixteenths, which take a sixth of the room when packed.
             return generator.integers(-16, 17, (ROWS, *port.shape)) / 16
         case "steps", _:
@@ -79,8 +79,8 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
             return generator.uniform(limits["minimum"], limits["maximum"], (ROWS, *port.shape))
     raise ExportError(
         f"graph '{graph.name}', input '{port.name}': nothing says how to test the role "
-        f"'{port.role}'; it is latent, codes, data, noise (normal or uniform), cache, forced, "
-        "steps, or a condition or control that the card describes"
+        f"'{port.role}'; it is latent, features, codes, data, noise (normal or uniform), cache, "
+        "forced, steps, or a condition or control that the card describes"
     )
 
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TRUNCATION: dict[str, Any] = {
+    "meaning": "largest absolute value of a latent coordinate, drawn from the truncated normal",
+    "minimum": 0.01,
+    "maximum": 10.0,
+    "default": None,
+}
+
 LATENT_CONTROLS: dict[str, dict[str, Any]] = {
     "temperature": {
         "meaning": "standard deviation of the latent prior",
@@ -12,12 +19,7 @@ LATENT_CONTROLS: dict[str, dict[str, Any]] = {
         "maximum": 2.0,
         "default": 1.0,
     },
-    "truncation": {
-        "meaning": "largest absolute value of a latent coordinate, drawn from the truncated normal",
-        "minimum": 0.01,
-        "maximum": 10.0,
-        "default": None,
-    },
+    "truncation": TRUNCATION,
 }
 
 BINARISATION: dict[str, Any] = {

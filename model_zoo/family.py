@@ -63,13 +63,14 @@ class Figure:
 class Port:
     """An input or output of a graph. `shape` leaves out the batch axis, which is the first.
 
-    Roles of inputs: data, latent, codes, condition, noise, control, cache, forced, steps. Roles of
-    outputs: data, latent, latent_deviation, codes, levels, log_likelihood and log_likelihood_map
-    (nats), score, statistic, cache. A noise input also names its `distribution` (uniform or normal)
-    and its `purpose`, which keys the noise scheme. A statistic is one more number that the graph
-    log_likelihood gives of each row, and its name says which: reconstruction_error or kl_divergence
-    (nats), or latent_norm. The output `next_x` of a cache `x` is what to pass as `x` next time; the
-    first time it is zero. `batch_axis` is another one where an inner loop over rows gains from it.
+    Roles of inputs: data, latent, features, codes, condition, noise, control, cache, forced, steps.
+    Roles of outputs: data, latent, latent_deviation, features, codes, levels, log_likelihood and
+    log_likelihood_map (nats), score, statistic, cache. A noise input also names its `distribution`
+    (uniform or normal) and its `purpose`, which keys the noise scheme. A statistic is one more
+    number that the graph log_likelihood gives of each row, and its name says which:
+    reconstruction_error or kl_divergence (nats), or latent_norm. The output `next_x` of a cache `x`
+    is what to pass as `x` next time; the first time it is zero. `batch_axis` is another one where
+    an inner loop over rows gains from it.
     """
 
     name: str
@@ -92,7 +93,8 @@ class Graph:
     """A pure function to be served: `module(*inputs)` returns a tensor, or a tuple as `outputs`.
 
     Its name says which function it is: decode, encode, reconstruct, prior (what decode takes, of
-    noise), draw (a whole event, position after position), log_likelihood, score, row_step. Two more
+    noise), draw (a whole event, position after position), log_likelihood, score, row_step, features
+    (what row_step is told of every pixel of its row, [height, width, *] of a latent). Two more
     may stand beside log_likelihood: background_log_likelihood, that of a model of nearest pixels
     alone, which takes the same condition, and log_mass_given_latent, log p(x|z). The program
     markov_chain runs start, noise to the state of a chain, and transition, which makes so many

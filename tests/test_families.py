@@ -61,6 +61,12 @@ TINY: Mapping[str, dict[str, Any]] = {
         "prior_layers": 2,
         "prior_channels": 4,
     },
+    "autoencoders.pixel_vae.PixelVAE": {
+        "latent_size": 2,
+        "width": 4,
+        "features": 3,
+        "channels": 4,
+    },
     "autoencoders.vae_gan.AdversarialAutoencoder": {
         "latent_size": 2,
         "width": 4,

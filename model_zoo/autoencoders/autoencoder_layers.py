@@ -74,10 +74,14 @@ def bernoulli_log_mass(x: Tensor, logits: Tensor) -> Tensor:
     return (x * logits - softplus(logits)).flatten(1).sum(dim=1)
 
 
+def kl_divergences(mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Return KL(q(z_j|x) || p(z_j)) in nats of every coordinate of z, [N, D]."""
+    return 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
+
+
 def kl_divergence(mean: Tensor, log_deviation: Tensor) -> Tensor:
     """Return KL(q(z|x) || p(z)) in nats, [N] (Kingma and Welling 2013, appendix B)."""
-    divergence = 0.5 * (mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation)
-    return divergence.sum(dim=1)
+    return kl_divergences(mean, log_deviation).sum(dim=1)
 
 
 def normal_log_densities(x: Tensor, means: Tensor, whiteners: Tensor) -> Tensor:

@@ -15,14 +15,15 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, logsigmoid
+from torch.nn.functional import logsigmoid
 
 from model_zoo.autoregressive.masked_layers import (
     MaskedConvolution,
     MaskedResidualBlock,
     Pointwise,
 )
-from model_zoo.autoregressive.scanned_row_step import Pixel, RowNetwork, one_row, row_steps
+from model_zoo.autoregressive.masked_row import MaskedRow
+from model_zoo.autoregressive.scanned_row_step import row_steps
 from model_zoo.cards import (
     BINARISATION,
     EXACT_PROBABILITY,
@@ -114,7 +115,7 @@ class PixelCNN(Family):
         graph = LogProbability(self).eval()
         return (
             Graph("log_likelihood", graph, (data,), (log_likelihood, of_pixels)),
-            *row_steps(PixelCNNRow(self)),
+            *row_steps(MaskedRow(self.first, self.blocks, self.head, self.image_shape[2])),
         )
 
 
@@ -129,43 +130,3 @@ class LogProbability(nn.Module):
         """Map [N, 1, H, W] in {0, 1} to nats, [N] and [N, H, W]."""
         of_pixels = self.model.log_probabilities(data).squeeze(1)
         return of_pixels.flatten(1).sum(dim=1), of_pixels
-
-
-class PixelCNNRow(RowNetwork):
-    """A PixelCNN as a row sees it; a block's narrow activations are what is looked at again."""
-
-    def __init__(self, model: PixelCNN):
-        """Share the weights of a model."""
-        super().__init__()
-        self.model, self.width = model, model.image_shape[2]
-        self.levels, self.features, self.reach = 2, 1, model.first.reach
-        self.cached = len(model.blocks), model.blocks[0].narrow.out_channels
-        self.keeps_its_row = True
-
-    def pixels(self, levels: Tensor) -> Tensor:
-        """Return 0 or 1, [B, 1]."""
-        return levels.unsqueeze(1).to(torch.float32)
-
-    def look_up(self, rows_above: Tensor, activations: Tensor) -> tuple[Pixel, None]:
-        """Return what each masked convolution sees above; its own row becomes the next cache."""
-        first = self.model.first
-        coming = [one_row(first.masked_weight()[:, :, :-1], first.bias, rows_above)]
-        for block, rows in zip(self.model.blocks, activations, strict=True):
-            coming.append(one_row(block.around.weight[:, :, :-1], block.around.bias, rows))
-        return tuple(coming), None
-
-    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
-        """Run the network at one pixel."""
-        first = self.model.first
-        # [outputs, 1, reach] of the row itself; the mask hides the pixel and what is beyond.
-        h = coming[0] + linear(before.flatten(1), first.weight[:, 0, -1, : first.reach])
-        seen = []
-        for block, last, above in zip(self.model.blocks, left, coming[1:], strict=True):
-            narrow = block.narrow(h.relu()).relu()
-            beside = torch.cat([last, narrow], dim=1)
-            # [outputs, C, column] -> [outputs, column * C]: to the left, and the pixel itself.
-            kernel = block.around.weight[:, :, -1, :2].transpose(1, 2).flatten(1)
-            h = h + block.widen((above + linear(beside, kernel)).relu())
-            seen.append(narrow)
-        odds = self.model.head(h)
-        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen)

@@ -167,7 +167,9 @@ class PixelCNNPlusPlusRow(RowNetwork):
         """Return brightness and one, [B, 2]."""
         return self.model.pixels(levels)
 
-    def look_up(self, rows_above: Tensor, activations: Tensor) -> tuple[Pixel, Tensor]:
+    def look_up(
+        self, rows_above: Tensor, activations: Tensor, told: Tensor | None
+    ) -> tuple[Pixel, Tensor]:
         """Return what the second stream gets from above and from the first, block by block."""
         first = self.model.first_up
         v = one_row(first.weight, first.bias, rows_above)  # [W, B, C]

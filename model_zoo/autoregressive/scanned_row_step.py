@@ -25,7 +25,8 @@ class RowNetwork(nn.Module, ABC):
     """A network without classes, as a row of pixels sees it: W pixels of `features` numbers each.
 
     `reach` rows above the row, and pixels to the left, are seen directly; of `cached` layers the
-    activations of the row above, so many channels each. Outside of the picture all is zero.
+    activations of the row above, so many channels each. Outside of the picture all is zero. Where
+    the network is `told` something of every pixel of the row, that is so many numbers each.
     """
 
     width: int
@@ -33,6 +34,7 @@ class RowNetwork(nn.Module, ABC):
     features: int
     reach: int
     cached: tuple[int, int]
+    told: int = 0
     keeps_its_row: bool
     """Whether what `look_left` has seen is the next cache; otherwise `look_up` returns it."""
 
@@ -41,11 +43,14 @@ class RowNetwork(nn.Module, ABC):
         """Map levels [B] to the features of a pixel, [B, features]."""
 
     @abstractmethod
-    def look_up(self, rows_above: Tensor, activations: Tensor) -> tuple[Pixel, Tensor | None]:
+    def look_up(
+        self, rows_above: Tensor, activations: Tensor, told: Tensor | None
+    ) -> tuple[Pixel, Tensor | None]:
         """Return what comes from above for every column, [W, B, *] each, and the next cache.
 
-        `rows_above` are [B, features, reach, W], `activations` [layers, B, C, 1, W]. The next cache
-        is [layers, W, B, C], or None where the network `keeps_its_row`.
+        `rows_above` are [B, features, reach, W], `activations` [layers, B, C, 1, W]; what is told,
+        if anything, [W, B, told], may go along with what comes from above. The next cache is
+        [layers, W, B, C], or None where the network `keeps_its_row`.
         """
 
     @abstractmethod
@@ -73,9 +78,11 @@ class ScannedRowStep(Scan):
         """Describe the inputs; `forced` is -1 where a pixel is free."""
         row = (self.network.width,)
         filters = (Port("top_k", "control", (), "int64"), Port("top_p", "control", ()))
+        told = Port("features", "features", (self.network.width, self.network.told), batch_axis=1)
         return (
             Port("rows_above", "cache", self._rows_shape(), batch_axis=1),
             Port("activations", "cache", self._activations_shape(), batch_axis=2),
+            *((told,) if self.network.told else ()),
             Port("temperature", "control", ()),
             *(filters if self.filtered else ()),
             Port("forced", "forced", row, "int64", batch_axis=1),
@@ -100,19 +107,20 @@ class ScannedRowStep(Scan):
         return layers, self.network.width, channels
 
     def prepare(
-        self, rows_above: Tensor, activations: Tensor, temperature: Tensor, *rest: Tensor
+        self, rows_above: Tensor, activations: Tensor, *rest: Tensor
     ) -> tuple[Pixel, Pixel]:
         """Map caches [W, B, reach * features], [layers, W, B, C] and choices to the first column.
 
         States are the pixels to the left, what they were seen as, and the choices; a column gets
         what comes from above, its share of the caches, the level that is forced and the noise.
         """
-        *filters, forced, uniform = rest
         network, (layers, channels) = self.network, self.network.cached
+        told, rest = (rest[0], rest[1:]) if network.told else (None, rest)
+        temperature, *filters, forced, uniform = rest
         # [W, B, reach * features] -> [B, features, reach, W]
         rows = rows_above.unflatten(2, (network.reach, network.features)).permute(1, 3, 2, 0)
         # [layers, W, B, C] -> [layers, B, C, 1, W]
-        coming, kept = network.look_up(rows, activations.permute(0, 2, 3, 1).unsqueeze(3))
+        coming, kept = network.look_up(rows, activations.permute(0, 2, 3, 1).unsqueeze(3), told)
         nothing = torch.zeros_like(temperature).unsqueeze(1)  # [B, 1]
         before = nothing.unsqueeze(2).repeat(1, network.reach, network.features)
         left = [nothing.repeat(1, channels) for _ in range(layers)]

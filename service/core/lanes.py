@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Departure = Literal["finished", "cancelled", "deadline", "failed"]
 """Why an image leaves its slot."""
 
-_PIXELS = ("noise", "forced")  # roles of ports that get another row at every step
+_PIXELS = ("noise", "forced", "features")  # roles of ports that get another row at every step
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Canvas:
     class_weights: NDArray[np.float32] | None  # [N, K]
     controls: dict[str, Array]  # by name of the port, [N]
     level_step: int = 1  # of an image, for one of the model: 255 where it draws black and white
+    latents: NDArray[np.float32] | None = None  # [N, D]
+    features: NDArray[np.float32] | None = None  # [N, H, W, F], that follow from the latents
 
     def __len__(self) -> int:
         return len(self.uniforms)
@@ -114,8 +116,8 @@ class Lane:
         self._ports = ports.inputs
         self._caches = [port for port in ports.inputs if port.role == "cache"]
         self._pixels = [port for port in ports.inputs if port.role in _PIXELS]
-        # By port: caches and choices as the graph takes them, pixels [B, H, W]. Laid out when an
-        # image joins, since every row would pay for it again.
+        # By port: caches and choices as the graph takes them, pixels [B, H, W] or [B, H, W, F].
+        # Laid out when an image joins, since every row would pay for it again.
         self._arrays: dict[str, Array] = {}
         self._laid_out: list[Slot] = []  # in the order of the arrays
 
@@ -267,8 +269,8 @@ class Lane:
         inputs = dict(self._arrays)
         at = np.arange(len(rows)), np.array(rows)
         for port in self._pixels:
-            row = self._arrays[port.name][at]  # [B, W]
-            inputs[port.name] = row.T if port.batch_axis else row
+            row = self._arrays[port.name][at]  # [B, W], features [B, W, F]
+            inputs[port.name] = row.swapaxes(0, 1) if port.batch_axis else row
         return inputs
 
 
@@ -316,4 +318,7 @@ def _brought(slot: Slot, port: Port) -> Array:
         return np.asarray(canvas.class_weights[image])
     if port.role == "control":
         return np.asarray(canvas.controls[port.name][image])
+    if port.role == "features":
+        assert canvas.features is not None, "the manifest describes the latent"
+        return np.asarray(canvas.features[image])
     return np.asarray((canvas.uniforms if port.role == "noise" else canvas.forced)[image])

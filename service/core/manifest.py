@@ -54,9 +54,10 @@ mean where there is a posterior.
 
 # A graph's name is its function: the roles that its inputs may have, and outputs of which it must
 # have one.
-_STEP = ({"cache", "condition", "control", "forced", "noise"}, {"levels"})
+_STEP = ({"cache", "condition", "control", "features", "forced", "noise"}, {"levels"})
 _FUNCTIONS = {
     "decode": ({"latent", "codes", "condition", "noise"}, {"data"}),
+    "features": ({"latent"}, {"features"}),
     "encode": ({"data"}, {"latent", "codes"}),
     "prior": ({"noise", "control", "condition"}, {"latent", "codes"}),
     "log_likelihood": ({"data", "condition", "noise"}, {"log_likelihood"}),
@@ -86,6 +87,10 @@ _GRAPHS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "raster_rows": {
         "sample": ("row_step",),
         "complete": ("row_step",),
+        "decode": ("features", "row_step"),
+        "interpolate": ("features", "row_step"),
+        "encode": ("encode",),
+        "reconstruct": ("encode", "features", "row_step"),
         "likelihood": ("log_likelihood",),
         "classify": ("log_likelihood",),
     },
@@ -253,8 +258,8 @@ class Port(Part):
     name: str
     role: Literal[
         "data", "latent", "latent_deviation", "codes", "condition", "noise", "control",
-        "cache", "forced", "steps", "levels", "log_likelihood", "log_likelihood_map", "statistic",
-        "score",
+        "cache", "forced", "steps", "features", "levels", "log_likelihood", "log_likelihood_map",
+        "statistic", "score",
     ]  # fmt: skip
     dtype: Literal["float32", "float64", "int64", "int32"]
     shape: Annotated[tuple[Literal["batch"] | Size, ...], Field(min_length=1)]
@@ -428,7 +433,8 @@ class Manifest(Part):
                 raise ValueError(f"unknown operation '{operation}'; {self.program} has {known}")
             if operation == "interpolate" and self.latent is None:
                 raise ValueError("operation 'interpolate' needs a latent: nothing is between codes")
-            if "decode" in graphs_of[operation] and not (self.latent or self.codes):
+            decodes = not {"decode", "features"}.isdisjoint(graphs_of[operation])
+            if decodes and not (self.latent or self.codes):
                 raise ValueError(f"operation '{operation}' needs a latent or codes")
             drawn = ("prior",) if operation == "sample" and self.has_prior_graph else ()
             for name in (*drawn, *graphs_of[operation]):
@@ -494,6 +500,29 @@ class Manifest(Part):
         for name in ("burn_in", "thinning"):
             if name not in self.controls or self.controls[name].default is None:
                 raise ValueError(f"a markov_chain needs a control '{name}' with a default")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_told_of_the_latent(self) -> Self:
+        features = self.graphs.get("features")
+        painted = self.program == "raster_rows" and self.latent is not None
+        if painted != (features is not None):
+            raise ValueError("a latent of raster_rows, and no other, needs a graph 'features'")
+        given = features.output("features") if features else None
+        shape = given.row_shape if given else None
+        if shape is not None and (len(shape) != 3 or shape[:2] != self.event.shape[:2]):
+            raise ValueError("graph 'features' must give [height, width, features]")
+        for name in self.graphs.keys() & {"row_step", "row_step_filtered"}:
+            taken = self.graphs[name].input("features")
+            if (taken.row_shape if taken else None) != (shape[1:] if shape else None):
+                raise ValueError(
+                    f"graph '{name}' must take [width, features] where there is a graph 'features'"
+                )
+        if painted and (self.has_prior_graph or "complete" in self.operations):
+            raise ValueError(
+                "a latent of raster_rows needs the prior 'standard_normal', and no operation "
+                "'complete': known pixels would have to choose the latent, too"
+            )
         return self
 
     @model_validator(mode="after")
@@ -598,6 +627,11 @@ class Manifest(Part):
         if missing := needed - self.files.keys():
             raise ValueError(f"files must hold a hash for {sorted(missing)}")
         return self
+
+
+def graphs_of(manifest: Manifest, operation: str) -> tuple[str, ...]:
+    """Return the graphs that an operation runs, by the model's program."""
+    return _GRAPHS_OF[manifest.program].get(operation, ())
 
 
 def artifact_digest(manifest: Mapping[str, Any]) -> str:

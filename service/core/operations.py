@@ -21,8 +21,15 @@ from service.core.classification import classify
 from service.core.conditions import class_weights
 from service.core.critic import score
 from service.core.likelihood import likelihood, rows_for_image
-from service.core.manifest import Manifest, Port
-from service.core.painting import Paint, forced_levels, known_pixels, late_known, painted
+from service.core.manifest import Manifest, Port, graphs_of
+from service.core.painting import (
+    Paint,
+    forced_levels,
+    known_pixels,
+    late_known,
+    painted,
+    painted_latents,
+)
 from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
 from service.core.requests import (
     Array,
@@ -190,7 +197,7 @@ def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits)
     """Decode a path between two points, a grid between four, or plus - minus."""
     seed = _seed(request.seed)
     points, columns = _shape_of(request, limits)
-    # One class for the whole path: what changes along it is the latent alone.
+    # One class for the whole path, and one noise: what changes along it is the latent alone.
     weights = class_weights(manifest, request.condition, 1, seed)
     ends = yield from _located(manifest, points, weights, request.scale, limits)
     if request.corners:
@@ -202,7 +209,8 @@ def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits)
         latents = priors.check_latents(manifest, (signs @ ends.astype(np.float64))[None])
     if weights is not None:
         weights = np.repeat(weights, len(latents), axis=0)
-    result = yield from _decoded(manifest, latents, weights, seed, request.scale)
+    same_noise = np.zeros(len(latents), np.uint64)
+    result = yield from _decoded(manifest, latents, weights, seed, request.scale, same_noise)
     return replace(result, columns=columns)
 
 
@@ -234,7 +242,7 @@ def begin(
 
 def paints(manifest: Manifest, operation: str) -> bool:
     """Return whether an operation paints row by row, instead of calling graphs."""
-    return manifest.program == "raster_rows" and operation in ("sample", "complete")
+    return "row_step" in graphs_of(manifest, operation)
 
 
 def work(manifest: Manifest, request: Request) -> int:
@@ -265,13 +273,22 @@ def _decoded(
     weights: Array | None,
     seed: int,
     scale: Scale,
-) -> Generator[Call, Outputs, GenerationResult]:
-    """Return the images of latents or codes, [N, D], and those."""
+    items: NDArray[np.uint64] | None = None,
+) -> Decoding:
+    """Return the images of latents or codes, [N, D], and those.
+
+    What noise there is besides is that of `items`, [N], or else of one item a row.
+    """
+    if items is None:
+        items = np.arange(len(points), dtype=np.uint64)
+    if manifest.program == "raster_rows":
+        request = SampleRequest(scale=scale)  # pixels are drawn as by default
+        latents = as_array(points)
+        return (yield from painted_latents(manifest, request, latents, weights, seed, items))
     graph, role = manifest.graphs["decode"], priors.role(manifest)
 
     def rows_of_noise(port: Port) -> Array:
         seeds = np.full(len(points), seed, np.uint64)
-        items = np.arange(len(points), dtype=np.uint64)
         return noise_of_port(port, seeds, items, 1).reshape(len(points), *port.row_shape)
 
     inputs = feed(graph, rows_of_noise, **{role: points}, condition=weights)

@@ -1,12 +1,15 @@
 """Painting: what a model that draws pixel after pixel is asked, and what comes of it."""
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core import noise
+from service.core import latents as space
+from service.core import noise, priors
+from service.core.calls import Call, feed, no_noise, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
 from service.core.lanes import Canvas
@@ -18,7 +21,7 @@ from service.core.requests import (
     SampleRequest,
     check_range,
 )
-from service.errors import BinarisationRequired, InvalidRequest
+from service.errors import BinarisationRequired, InvalidLatent, InvalidRequest
 
 
 class Paint(NamedTuple):
@@ -26,30 +29,83 @@ class Paint(NamedTuple):
 
     graph: str
     canvas: Canvas
-    seed: int  # that the canvas's noise, and classes that were drawn, are of
+    seed: int  # that the canvas's noise, and classes or latents that were drawn, are of
+
+
+Painting = Generator[Call | Paint, Mapping[str, Array], GenerationResult]
 
 
 def painted(
     manifest: Manifest, request: SampleRequest, forced: NDArray[np.int64], seed: int
-) -> Generator[Paint, Mapping[str, Array], GenerationResult]:
+) -> Painting:
     """Paint images whose known pixels are `forced`, [N, H, W], -1 where they are free.
 
-    They are levels of the model, as `forced_levels` returns them.
+    They are levels of the model, as `forced_levels` returns them. Of a model with a latent, which
+    is drawn first, all are free.
     """
-    refuse_controls(manifest, request, ("temperature", "greedy", "top_k", "top_p"))
+    of_latent = ("truncation",) if manifest.latent else ()
+    refuse_controls(manifest, request, ("temperature", "greedy", "top_k", "top_p", *of_latent))
+    weights = class_weights(manifest, request.condition, len(forced), seed)
+    if manifest.latent:
+        truncation = control(manifest, "truncation", request.truncation)
+        size = priors.latent_size(manifest)
+        latents = space.draw(seed, len(forced), size, truncation=truncation).join([])
+        return (yield from painted_latents(manifest, request, latents, weights, seed))
+    outputs = yield _paint(manifest, request, forced, weights, seed)
+    return picture(manifest, request, forced, outputs, weights, seed)
+
+
+def painted_latents(
+    manifest: Manifest,
+    request: SampleRequest,
+    latents: NDArray[np.float32],
+    weights: Array | None,
+    seed: int,
+    items: NDArray[np.uint64] | None = None,
+) -> Painting:
+    """Paint an image of every latent, [N, D]; the noise of pixels is that of `items`, [N].
+
+    The request says how pixels are drawn, and the scale. What comes back has no likelihood: those
+    of its pixels are given the latent.
+    """
+    graph = manifest.graphs["features"]
+    features = output(
+        graph, (yield Call("features", feed(graph, no_noise, latent=latents))), "features"
+    )
+    free = np.full((len(latents), *manifest.event.shape[:2]), -1, np.int64)
+    paint = _paint(manifest, request, free, weights, seed, items)
+    canvas = replace(paint.canvas, latents=latents, features=features)
+    outputs = yield paint._replace(canvas=canvas)
+    if not (np.isfinite(features).all() and np.isfinite(outputs["log_probability"]).all()):
+        raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
+    return GenerationResult(
+        images=_shown(manifest, request, outputs),
+        latents=latents,
+        class_weights=weights,
+        seed=seed,
+    )
+
+
+def _paint(
+    manifest: Manifest,
+    request: SampleRequest,
+    forced: NDArray[np.int64],
+    weights: Array | None,
+    seed: int,
+    items: NDArray[np.uint64] | None = None,
+) -> Paint:
     controls = _row_controls(manifest, request)
     graph = "row_step_filtered" if len(controls) > 1 else "row_step"
-    weights = class_weights(manifest, request.condition, len(forced), seed)
-    uniforms = pixel_noise(manifest.graphs[graph], seed, forced.shape, controls["temperature"])
     canvas = Canvas(
-        uniforms=uniforms,
+        uniforms=pixel_noise(
+            manifest.graphs[graph], seed, forced.shape, controls["temperature"], items
+        ),
         forced=forced,
         class_weights=weights,
         controls={name: np.full(len(forced), value) for name, value in controls.items()},
         level_step=manifest.level_step,
     )
-    outputs = yield Paint(graph, canvas, seed)
-    return picture(manifest, request, forced, outputs, weights, seed)
+    return Paint(graph, canvas, seed)
 
 
 def picture(
@@ -63,11 +119,8 @@ def picture(
     """Return images [N, H, W, 1] of the levels, of images, and log_probability [N, H, W]."""
     log_probability = outputs["log_probability"].astype(np.float64)
     late = late_known(forced)
-    levels = outputs["levels"][:, :, :, None]
     return GenerationResult(
-        images=levels
-        if request.scale == "levels"
-        else levels / np.float32(manifest.event.levels - 1),
+        images=_shown(manifest, request, outputs),
         latents=None,
         class_weights=weights,
         seed=seed,
@@ -77,19 +130,34 @@ def picture(
     )
 
 
+def _shown(manifest: Manifest, request: SampleRequest, outputs: Mapping[str, Array]) -> Array:
+    """Return levels [N, H, W] as images of the scale that is asked for, [N, H, W, 1]."""
+    levels = outputs["levels"][:, :, :, None]
+    if request.scale == "levels":
+        return levels
+    shown: Array = levels / np.float32(manifest.event.levels - 1)
+    return shown
+
+
 def pixel_noise(
-    graph: Graph, seed: int, shape: tuple[int, ...], temperature: float
+    graph: Graph,
+    seed: int,
+    shape: tuple[int, ...],
+    temperature: float,
+    items: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.float32]:
     """Return one uniform for each pixel, [N, H, W]; its position is that of the pixel.
 
-    At temperature 0 they are zeros: of equally likely levels, greedy takes the lowest.
+    Rows are the items 0 .. N - 1, or those given. At temperature 0 they are zeros: of equally
+    likely levels, greedy takes the lowest.
     """
     if temperature == 0.0:
         return np.zeros(shape, np.float32)
     port = graph.input("noise")
     assert port is not None, "pixels are drawn by noise"
     count, height, width = shape
-    items = np.arange(count, dtype=np.uint64)
+    if items is None:
+        items = np.arange(count, dtype=np.uint64)
     uniforms = noise.uniform(
         np.full(count, seed, np.uint64), str(port.purpose), items, height * width
     )

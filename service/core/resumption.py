@@ -94,6 +94,8 @@ def fingerprint(canvas: Canvas) -> bytes:
     arrays |= {"uniforms": canvas.uniforms, "forced": canvas.forced}
     if canvas.class_weights is not None:
         arrays["class_weights"] = canvas.class_weights
+    if canvas.latents is not None:
+        arrays["latents"] = canvas.latents
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape};".encode())

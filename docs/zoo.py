@@ -162,9 +162,10 @@ def _figures(quality: Sequence[Manifest]) -> Iterator[str]:
         published = figure["published"]
         beside = f"{published['value']} ({published['source']})" if published else "-"
         apart = f"{figure['value'] - published['value']:+.3g}" if published else "-"
+        protocol = figure["protocol"].replace("|", r"\|")  # log p(x|z) would end the cell
         yield (
             f"| {words(figure['name'])}, {figure['unit']} | {measured(figure)} | {beside} "
-            f"| {apart} | {figure['protocol']} |"
+            f"| {apart} | {protocol} |"
         )
 
 

@@ -41,6 +41,12 @@ def test_the_page_on_the_zoo_says_what_the_manifests_say() -> None:
     assert all(manifest["quality"] for manifest in manifests)
 
 
+def test_a_bar_in_a_protocol_does_not_end_the_cell_of_its_table() -> None:
+    figure = {"name": "bound", "unit": "nats", "value": -1.0, "standard_error": None}
+    *_, row = zoo._figures([{**figure, "published": None, "protocol": "log p(x|z)"}])
+    assert row.endswith(r"| log p(x\|z) |")
+
+
 def test_every_model_that_samples_is_shown_beside_training_images() -> None:
     sampling = [each for each in zoo.read_manifests() if "sample" in each["operations"]]
     for model in sampling:

@@ -360,6 +360,7 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-classifier", "accuracy"] >= 0.99
     assert figures["mnist-dcgan", "recognised_as_asked"] >= 0.97
     assert figures["mnist-dcgan", "within_class_distance"] >= 0.8
+    assert figures["mnist-cgan", "recognised_as_asked"] >= 0.97
     assert figures["mnist-pixelcnn", "bits_per_dim"] <= 0.95
     assert figures["mnist-realnvp", "bits_per_dim"] <= 1.40
     assert figures["mnist-rbm", "log_likelihood"] >= -87

@@ -1,6 +1,7 @@
 """Write docs/zoo.md and the README's table of operations from the manifests in artifacts/.
 
-`python -m docs.zoo` writes both; `make pictures` draws the sheets that the page shows.
+What is measured but not bundled has no manifest: the page takes it from the record that training
+left. `python -m docs.zoo` writes both; `make pictures` draws the sheets that the page shows.
 """
 
 import json
@@ -16,8 +17,10 @@ PAGE = ROOT / "docs" / "zoo.md"
 README = ROOT / "README.md"
 START, END = "<!-- operations -->", "<!-- end of operations -->"
 
-ANCHORS = ROOT / "model_zoo" / "weights" / "mnist-classifier-anchors.json"
-RECIPES = ROOT / "model_zoo" / "recipes" / "gpu"
+RECORDS = ROOT / "model_zoo" / "weights"
+ANCHORS = RECORDS / "mnist-classifier-anchors.json"
+RECIPES = ROOT / "model_zoo" / "recipes"
+MEASURED = RECIPES / "measured"
 REAL = "real test images"
 
 BRANCHES = {
@@ -30,6 +33,8 @@ BRANCHES = {
 }
 
 Manifest = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""What training writes beside the weights: model, figures, splits and provenance."""
 
 INTRODUCTION = """# The zoo
 
@@ -44,11 +49,18 @@ shows the training image nearest to each, by Euclidean distance: a model that on
 has seen would show the same picture twice.
 """
 
+NOT_BUNDLED = """## Trained, measured, not bundled
+
+Their weights would take more room than this repository has for them; what was measured is kept.
+`python -m model_zoo RECIPE` trains one again, and `python -m export --repository FOLDER RECIPE`
+makes an artifact of it.
+"""
+
 
 def main() -> None:
     """Write the page and the table."""
     manifests = read_manifests()
-    PAGE.write_text(page(manifests), encoding="utf-8")
+    PAGE.write_text(page(manifests, read_records()), encoding="utf-8")
     README.write_text(with_operations(README.read_text("utf-8"), manifests), encoding="utf-8")
 
 
@@ -59,6 +71,12 @@ def read_manifests() -> list[Manifest]:
     return sorted(manifests, key=lambda each: (branch(each), each["name"]))
 
 
+def read_records() -> list[Record]:
+    """Return the record of every model that is measured but not bundled, by name."""
+    names = sorted(path.stem for path in MEASURED.glob("*.toml"))
+    return [json.loads((RECORDS / f"{name}.json").read_text("utf-8")) for name in names]
+
+
 def branch(manifest: Manifest) -> str:
     """Return the branch of the zoo that a model's family is in: autoregressive, flows, ..."""
     return str(manifest["provenance"]["family"].partition(".")[0])
@@ -67,7 +85,7 @@ def branch(manifest: Manifest) -> str:
 # The page
 
 
-def page(manifests: Sequence[Manifest]) -> str:
+def page(manifests: Sequence[Manifest], records: Sequence[Record]) -> str:
     """Return the whole page as Markdown."""
     parts = [INTRODUCTION]
     for name, members in groupby(manifests, key=branch):
@@ -76,17 +94,29 @@ def page(manifests: Sequence[Manifest]) -> str:
         if name == "gans":
             parts.append("\n".join([*_beside_anchors(of_branch), ""]))
         parts.extend(_section(manifest) for manifest in of_branch)
+    if records:
+        parts.append(NOT_BUNDLED)
+        parts.extend(_record_section(record) for record in records)
     parts.append("## Recipes for a GPU\n\nTheir models are not bundled.\n")
-    parts.extend(_recipe(path) for path in sorted(RECIPES.glob("*.toml")))
+    parts.extend(
+        f"- {_link(path, path.stem)}: {_summary(path)}."
+        for path in sorted((RECIPES / "gpu").glob("*.toml"))
+    )
     return "\n".join(parts) + "\n"
 
 
-def _recipe(path: Path) -> str:
-    """Return a line on a recipe: the first sentence of the comment that it begins with."""
-    lines = path.read_text("utf-8").splitlines()
+def _link(path: Path, text: str | None = None) -> str:
+    """Return a link from the page to a file, called by its path unless `text` is given."""
+    name = path.relative_to(ROOT).as_posix()
+    return f"[{text or name}](../{name})"
+
+
+def _summary(recipe: Path) -> str:
+    """Return the first sentence of the comment that a recipe begins with, without its stop."""
+    lines = recipe.read_text("utf-8").splitlines()
     comment = takewhile(lambda line: line.startswith("#"), lines)
     sentence, *_ = " ".join(line.removeprefix("#").strip() for line in comment).split(". ")
-    return f"- [{path.stem}](../{path.relative_to(ROOT)}): {sentence.rstrip('.')}."
+    return sentence.rstrip(".")
 
 
 def _beside_anchors(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -119,10 +149,9 @@ def _values(figures: Sequence[Manifest]) -> dict[str, float]:
 
 def _section(manifest: Manifest) -> str:
     name, provenance = manifest["name"], manifest["provenance"]
-    file = f"model_zoo/{provenance['family'].replace('.', '/')}.py"
     lines = [
         f"### `{name}`\n",
-        f"{manifest['family'][0].upper()}{manifest['family'][1:]} ([{file}](../{file})). "
+        f"{manifest['family'][0].upper()}{manifest['family'][1:]} ({_code(provenance)}). "
         f"{_size(provenance)}; {_data(manifest)}. "
         f"Offers {', '.join(manifest['operations'])}.\n",
         *_figures(manifest["quality"]),
@@ -130,6 +159,24 @@ def _section(manifest: Manifest) -> str:
     if "sample" in manifest["operations"]:
         lines.append(f"\n![samples of {name}, and training images near them](zoo/{name}.png)")
     return "\n".join([*lines, ""])
+
+
+def _record_section(record: Record) -> str:
+    name, provenance = record["model"], record["provenance"]
+    recipe = MEASURED / f"{name}.toml"
+    counts = _counts(record["splits"])
+    lines = [
+        f"### `{name}`\n",
+        f"{_summary(recipe)} ({_code(provenance)}, {_link(recipe)}). "
+        f"{_size(provenance)}; {provenance['dataset']} ({counts}).\n",
+        *_figures(record["figures"]),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _code(provenance: Manifest) -> str:
+    """Return a link to the file of a family."""
+    return _link(ROOT / "model_zoo" / f"{provenance['family'].replace('.', '/')}.py")
 
 
 def _size(provenance: Manifest) -> str:
@@ -143,8 +190,7 @@ def _size(provenance: Manifest) -> str:
 
 def _data(manifest: Manifest) -> str:
     """Say what was trained on, and how 8-bit levels became what the model is a distribution of."""
-    splits, preprocess = manifest["splits"], manifest["preprocess"]
-    counts = ", ".join(f"{splits[name]['count']:,} to {name}" for name in ("fit", "select", "test"))
+    preprocess = manifest["preprocess"]
     rule = (
         ", each pixel drawn 0 or 1 by its grey value"
         if preprocess["binarisation"]
@@ -152,7 +198,11 @@ def _data(manifest: Manifest) -> str:
         if preprocess["dequantisation"]
         else ""
     )
-    return f"{manifest['provenance']['dataset']}{rule} ({counts})"
+    return f"{manifest['provenance']['dataset']}{rule} ({_counts(manifest['splits'])})"
+
+
+def _counts(splits: Manifest) -> str:
+    return ", ".join(f"{splits[name]['count']:,} to {name}" for name in ("fit", "select", "test"))
 
 
 def _figures(quality: Sequence[Manifest]) -> Iterator[str]:
@@ -162,9 +212,10 @@ def _figures(quality: Sequence[Manifest]) -> Iterator[str]:
         published = figure["published"]
         beside = f"{published['value']} ({published['source']})" if published else "-"
         apart = f"{figure['value'] - published['value']:+.3g}" if published else "-"
+        protocol = figure["protocol"].replace("|", r"\|")  # log p(x|z) would end the cell
         yield (
             f"| {words(figure['name'])}, {figure['unit']} | {measured(figure)} | {beside} "
-            f"| {apart} | {figure['protocol']} |"
+            f"| {apart} | {protocol} |"
         )
 
 

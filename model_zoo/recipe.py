@@ -9,7 +9,8 @@ likely in any picture (Ren et al. 2019, arXiv:1906.02845). It is served inside t
 
 Training writes to `weights/`. The export of a bundled model moves what it finds there into the
 artifact, whose weights file holds the state of the model, and under `background/` that of its
-background. Networks without an artifact keep theirs in `weights/`.
+background. Networks without an artifact keep theirs in `weights/`; those that would take too much
+room leave there only the record of what was measured, and their recipes lie in `recipes/measured/`.
 """
 
 from __future__ import annotations

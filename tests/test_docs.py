@@ -1,5 +1,6 @@
 """What docs/ promises: pictures that exist, figures that are the manifests'."""
 
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -37,8 +38,29 @@ def test_the_pictures_of_studio_are_there_and_small() -> None:
 
 def test_the_page_on_the_zoo_says_what_the_manifests_say() -> None:
     manifests = zoo.read_manifests()
-    assert zoo.PAGE.read_text() == zoo.page(manifests), "run python -m docs.zoo"
+    written = zoo.page(manifests, zoo.read_records())
+    assert zoo.PAGE.read_text() == written, "run python -m docs.zoo"
     assert all(manifest["quality"] for manifest in manifests)
+
+
+def test_what_is_measured_but_not_bundled_stands_on_the_page_by_its_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zoo, "MEASURED", zoo.RECIPES)
+    record = json.loads((zoo.RECORDS / "mnist-vae.json").read_text())
+    _, _, section = zoo.page([], [record]).partition("## Trained, measured, not bundled")
+    section, _, _ = section.partition("## Recipes for a GPU")
+    assert "### `mnist-vae`" in section
+    assert "[model_zoo/recipes/mnist-vae.toml](../model_zoo/recipes/mnist-vae.toml)" in section
+    for figure in record["figures"]:
+        assert f"| {zoo.words(figure['name'])}, {figure['unit']} | {figure['value']:.4g}" in section
+    assert "not bundled\n\nTheir weights" not in zoo.page([], [])
+
+
+def test_a_bar_in_a_protocol_does_not_end_the_cell_of_its_table() -> None:
+    figure = {"name": "bound", "unit": "nats", "value": -1.0, "standard_error": None}
+    *_, row = zoo._figures([{**figure, "published": None, "protocol": "log p(x|z)"}])
+    assert row.endswith(r"| log p(x\|z) |")
 
 
 def test_every_model_that_samples_is_shown_beside_training_images() -> None:

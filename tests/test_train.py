@@ -30,6 +30,7 @@ from model_zoo.train import (
     train,
 )
 
+MEASURED = sorted((recipe.RECIPES / "measured").glob("*.toml"))
 ADAM = OptimiserRecipe(
     learning_rate=1e-3,
     final_learning_rate=1e-4,
@@ -338,6 +339,18 @@ def test_bundled_weights_belong_to_their_recipe(name: str):
         assert not any(graph.module.training for graph in model.graphs())
 
 
+@pytest.mark.parametrize("path", MEASURED, ids=[path.stem for path in MEASURED])
+def test_a_record_without_weights_belongs_to_its_recipe(path: Path):
+    """What is measured and not bundled: the record is all there is of it."""
+    measured = recipe.read_recipe(str(path))
+    record = json.loads((recipe.WEIGHTS / f"{path.stem}.json").read_text())
+    provenance, model = record["provenance"], recipe.build(measured)
+    assert (provenance["family"], provenance["epochs"]) == (measured.family, measured.epochs)
+    assert provenance["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert record["splits"]["fit"]["sha256"] == data.index_hash(data.split_indices(60_000)["fit"])
+    assert record["figures"] and path.stem not in recipe.recipe_names()
+
+
 def test_bundled_figures_reach_what_is_expected():
     figures = {
         (name, figure["name"]): figure["value"]
@@ -347,6 +360,7 @@ def test_bundled_figures_reach_what_is_expected():
     assert figures["mnist-classifier", "accuracy"] >= 0.99
     assert figures["mnist-dcgan", "recognised_as_asked"] >= 0.97
     assert figures["mnist-dcgan", "within_class_distance"] >= 0.8
+    assert figures["mnist-cgan", "recognised_as_asked"] >= 0.97
     assert figures["mnist-pixelcnn", "bits_per_dim"] <= 0.95
     assert figures["mnist-realnvp", "bits_per_dim"] <= 1.40
     assert figures["mnist-rbm", "log_likelihood"] >= -87

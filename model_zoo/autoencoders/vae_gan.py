@@ -25,6 +25,7 @@ from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, norm
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
 from model_zoo.layers import normal_noise, standard_error
+from model_zoo.sample_quality import Judge
 
 CHUNK = 500  # images measured at a time
 LEAK = 0.2  # slope of LeakyReLU below zero
@@ -40,13 +41,16 @@ class AdversarialAutoencoder(Family):
         latent_size: int = 32,
         width: int = 32,
         residual_blocks: int = 1,
+        judge: str | None = None,
     ):
         """Build for images [channels, height, width] whose sides are multiples of 4.
 
         `width` is the number of channels at a quarter of the resolution, in all three networks.
+        `judge` names a trained classifier, in whose features `evaluate` measures the samples.
         """
         super().__init__()
         self.image_shape, self.latent_size = tuple(image_shape), latent_size
+        self.judge = judge
         self.encoder = convolutional_encoder(
             self.image_shape, width, residual_blocks, 2 * latent_size
         )
@@ -87,7 +91,7 @@ class AdversarialAutoencoder(Family):
         x = to_unit(batch.images)
         with torch.no_grad():
             rebuilt, made = self._pictures(x, generator)
-        # -log D(x) - log(1 - D(rebuilt)) - log(1 - D(made)), equation 8, by softplus
+        # -log D(x) - log(1 - D(rebuilt)) - log(1 - D(made)), by softplus
         fakes = softplus(self.discriminator(rebuilt)) + softplus(self.discriminator(made))
         return (softplus(-self.discriminator(x)) + fakes).mean()
 
@@ -95,8 +99,10 @@ class AdversarialAutoencoder(Family):
         """Return reconstructions, of latents that bring no gradient, and samples of the prior."""
         with torch.no_grad():
             latent = self._draw(*self.encode(x), generator)
-        prior = normal_noise((len(x), self.latent_size), generator)
-        return self.decode(latent), self.decode(prior)
+        return self.decode(latent), self._sample(len(x), generator)
+
+    def _sample(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.decode(normal_noise((count, self.latent_size), generator))
 
     def _draw(self, mean: Tensor, log_deviation: Tensor, generator: torch.Generator) -> Tensor:
         noise = normal_noise((len(mean), self.latent_size), generator)
@@ -109,7 +115,7 @@ class AdversarialAutoencoder(Family):
 
     @torch.no_grad()
     def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
-        """Measure reconstructions, and what they cost beside the prior."""
+        """Measure reconstructions, what they cost beside the prior, and one sample an image."""
         errors, divergences = [], []
         for chunk in in_chunks(data, CHUNK):
             x = to_unit(chunk.images)
@@ -129,7 +135,16 @@ class AdversarialAutoencoder(Family):
                 "nats",
                 "divergence of q(z|x) from the prior, in closed form",
             ),
+            *self._judged(data, generator),
         ]
+
+    def _judged(self, data: Batch, generator: torch.Generator) -> list[Figure]:
+        """Return how samples lie among training images, where there is a judge."""
+        if self.judge is None:
+            return []
+        made = [self._sample(len(chunk.images), generator) for chunk in in_chunks(data, CHUNK)]
+        levels = ((torch.cat(made) + 1) * 127.5).round()  # as they are served
+        return Judge(self.judge, levels.device).compare(levels)
 
     def card(self) -> Card:
         """Describe the model to those who serve it."""

@@ -46,15 +46,16 @@ class MADE(BinaryPixels):
         self.weight = nn.Parameter(INITIAL_DEVIATION * torch.randn(self.pixels, hidden_units))
         self.bias = nn.Parameter(torch.zeros(hidden_units))  # c
         self.output_bias = nn.Parameter(torch.zeros(self.pixels))  # b
-        degrees = torch.linspace(1, self.pixels - 1, hidden_units).round()
+        degrees = torch.linspace(1, self.pixels - 1, hidden_units).round().long()
         self.register_buffer("degrees", degrees, persistent=False)
-        self.register_buffer("places", torch.arange(1.0, self.pixels + 1), persistent=False)
         self.degrees: Tensor
-        self.places: Tensor
 
     def masked_weights(self) -> tuple[Tensor, Tensor]:
         """Return W^T and V, [D, H] each."""
-        seen = (self.places[:, None] <= self.degrees).float()
+        # Row d of the triangle is 1 from column d on. A comparison of places and degrees is the
+        # same, but an exporter computes it, and stores a mask half as large as the weights.
+        triangle = self.weight.new_ones(self.pixels, self.pixels).triu()
+        seen = triangle[:, self.degrees - 1]
         return self.weight * seen, self.weight * (1 - seen)
 
     def logits(self, x: Tensor) -> Tensor:

@@ -13,6 +13,10 @@ picture, so that it unlearns pictures that it wanders to.
 
 Corruption is salt and pepper. There are two hidden layers, and both maps use the same weights, as
 the paper's do.
+
+Differences: H depends on X alone, where the paper's remembers the H before it, so that pictures are
+all there is to a state; a walk has a fixed number of steps; noise enters before the activation, not
+after it too.
 """
 
 from __future__ import annotations

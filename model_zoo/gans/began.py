@@ -5,6 +5,9 @@ Networks", 2017, arXiv:1703.10717. The discriminator is an autoencoder: it resto
 well and fakes badly, and the generator makes what it restores well. Both are kept in balance by
 k_t, the weight of the fakes, which holds the error of fakes at gamma times that of real pictures
 (section 3.4). What they then agree on is measured by M, which tells how far training is.
+
+Differences: latents are normal instead of uniform, and the networks are small ones of strided
+convolutions, of which the generator's batches are normalised.
 """
 
 from __future__ import annotations

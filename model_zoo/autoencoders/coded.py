@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
+from model_zoo.autoencoders.code_prior import DrawMap
 from model_zoo.cards import (
     BINARISATION,
     CODE_CONTROLS,
@@ -29,6 +30,7 @@ from model_zoo.cards import (
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Figure, Graph, Objective, Port
 from model_zoo.layers import binarise, standard_error, uniform_noise
+from model_zoo.scan import Scans
 
 LABEL_DROPOUT = 0.1
 CHUNK = 500  # images measured at a time
@@ -61,8 +63,8 @@ class CodedAutoencoder(nn.Module, ABC):
         """Return log p(c) in nats, [N], of codes [N, size] given [N, classes]."""
 
     @abstractmethod
-    def draw_codes(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Draw codes [N, size] of as many numbers in [0, 1); logits are divided by [N]."""
+    def draws(self) -> Sequence[DrawMap]:
+        """Return how each map is drawn, given the class and the maps before it."""
 
     @abstractmethod
     def priors(self) -> Sequence[nn.Module]:
@@ -180,7 +182,7 @@ class CodedAutoencoder(nn.Module, ABC):
         return (
             Graph("encode", Encode(self).eval(), (data,), (codes,)),
             Graph("decode", Decode(self).eval(), (codes,), (data,)),
-            Graph("prior", DrawCodes(self).eval(), (*draws, condition), (codes,)),
+            Graph("prior", Scans(self.draws()).eval(), (*draws, condition), (codes,)),
             Graph("log_likelihood", Bound(self).eval(), (data, condition), outputs),
         )
 
@@ -207,18 +209,6 @@ class Decode(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Map [N, size] to intensities in [0, 1], [N, C, H, W]."""
         return torch.sigmoid(self.model.decode_logits(codes))
-
-
-class DrawCodes(nn.Module):
-    """Graph: noise and class weights to codes."""
-
-    def __init__(self, model: CodedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Map [N, size], [N] and [N, classes] to [N, size]."""
-        return self.model.draw_codes(uniform, temperature, class_weights)
 
 
 class Bound(nn.Module):

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.onnx_files import read_file, run_file
 from export.row_step import build_row_step
-from export.scan import build_scan
+from export.scan import build_scan, build_scans
 from export.tracing import OPSET, as_tuple, trace
 from export.vectors import Array, Arrays
 from model_zoo.autoregressive.row_step import RowStep
 from model_zoo.family import Graph, Port
-from model_zoo.scan import Scan
+from model_zoo.scan import Scan, Scans
 
 IR_VERSION = 10
 
@@ -110,6 +110,8 @@ def _trace_module(graph: Graph, module: nn.Module, inputs: Arrays) -> ir.Model:
     axes = [port.batch_axis for port in graph.inputs]
     if isinstance(module, Scan):
         return ir.from_proto(build_scan(module, tensors, axes))
+    if isinstance(module, Scans):
+        return ir.from_proto(build_scans(module, tensors, axes))
     return trace(module, tensors, axes)
 
 

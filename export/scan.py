@@ -15,7 +15,7 @@ from onnx_ir.passes.common import OutputFixPass
 from torch import Tensor, nn
 
 from export.tracing import as_tuple, trace
-from model_zoo.scan import Scan
+from model_zoo.scan import Scan, Scans
 
 
 def build_scan(scan: Scan, inputs: Sequence[Tensor], batch_axes: Sequence[int]) -> onnx.ModelProto:
@@ -38,6 +38,36 @@ def build_scan(scan: Scan, inputs: Sequence[Tensor], batch_axes: Sequence[int]) 
     step = _trace("step_", Step(scan, len(states)), (*states, *items), of_step)
     finish = _trace("finish_", Part(scan, scan.finish), stacked, [1] * len(stacked))
     return _join(prepare, step, finish, len(states))
+
+
+def build_scans(
+    scans: Scans, inputs: Sequence[Tensor], batch_axes: Sequence[int]
+) -> onnx.ModelProto:
+    """Return the graph of loops one after another, as `build_scan` does of one.
+
+    Raises ExportError.
+    """
+    known, axes = list(inputs), list(batch_axes)
+    loops: list[onnx.ModelProto] = []
+    nodes: list[onnx.NodeProto] = []
+    names: list[str] = []
+    for number, scan in enumerate(scans.scans):
+        loop = compose.add_prefix(build_scan(scan, known, axes), f"loop_{number}_")
+        with torch.no_grad():
+            known += scan(*known)
+        axes += [0]
+        names = names or [value.name for value in loop.graph.input]
+        # What a later loop is given has its own name there; ONNX Runtime takes such nodes out.
+        given = zip(names, loop.graph.input, strict=True)
+        nodes += [
+            helper.make_node("Identity", [name], [value.name])
+            for name, value in given
+            if name != value.name
+        ]
+        nodes += loop.graph.node
+        names.append(loop.graph.output[0].name)
+        loops.append(loop)
+    return _beside(loops, nodes)
 
 
 class Part(nn.Module):
@@ -106,3 +136,18 @@ def _join(
         [*prepare.graph.initializer, *finish.graph.initializer],
     )
     return helper.make_model(graph, opset_imports=prepare.opset_import)
+
+
+def _beside(loops: Sequence[onnx.ModelProto], nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """Return the graph of the nodes of loops, their results put side by side."""
+    results = [loop.graph.output[0] for loop in loops]
+    whole = helper.make_tensor_value_info("results", results[0].type.tensor_type.elem_type, None)
+    together = helper.make_node("Concat", [result.name for result in results], [whole.name], axis=1)
+    graph = helper.make_graph(
+        [*nodes, together],
+        "scans",
+        loops[0].graph.input,
+        [whole],
+        [tensor for loop in loops for tensor in loop.graph.initializer],
+    )
+    return helper.make_model(graph, opset_imports=loops[0].opset_import)

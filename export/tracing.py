@@ -30,7 +30,7 @@ def trace(
     batch = torch.export.Dim(BATCH)
     free = tuple({} if axis is None else {axis: batch} for axis in batch_axes)
     try:
-        # Without gradients: torch can't trace a loop whose weights ask for them.
+        # No graph needs gradients.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # they speak of torch's own internals
             program = torch.onnx.export(

@@ -110,6 +110,19 @@ class Graph:
     outputs: tuple[Port, ...]
 
 
+class Function(nn.Module):
+    """A function of a model as a module: what a graph is made of. Its weights are the model's."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor | tuple[Tensor, ...]]):
+        """Take a method of the model, or another function that reads its weights."""
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return what the function returns."""
+        return self.function(*inputs)
+
+
 @dataclass(frozen=True)
 class Card:
     """What a model says of itself to those who serve it; the exporter copies it to the manifest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,3 +42,22 @@ class Scan(nn.Module, ABC):
             states, result = self.step(states, items)
             results.append(result)
         return self.finish(*(torch.stack(parts) for parts in zip(*results, strict=True)))
+
+
+class Scans(nn.Module):
+    """Graph: loops one after another; their single results are put side by side, [B, ..].
+
+    Each is given the inputs of the graph, and behind them the results of those before it.
+    """
+
+    def __init__(self, scans: Sequence[Scan]):
+        """Join loops that have one result each."""
+        super().__init__()
+        self.scans: list[Scan] = nn.ModuleList(scans)  # type: ignore[assignment]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Run the loops."""
+        results: list[Tensor] = []
+        for scan in self.scans:
+            results += scan(*inputs, *results)
+        return torch.cat(results, dim=1)

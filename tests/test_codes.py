@@ -26,6 +26,7 @@ from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
 from model_zoo.autoencoders.vq_vae import VectorQuantisedAutoencoder
 from model_zoo.autoencoders.vq_vae_2 import HierarchicalVectorQuantisedAutoencoder
 from model_zoo.family import Batch, Family
+from model_zoo.scan import Scans
 from service.core import noise
 from service.core.manifest import Manifest
 from service.rpc.pb import generation_service_pb2 as pb
@@ -184,7 +185,7 @@ def test_the_bottom_is_drawn_given_the_top() -> None:
     log_prior = model.log_prior(every, weights.expand(len(every), CLASSES))
     assert log_prior.exp().sum().item() == pytest.approx(1, 1e-5)
     uniform = torch.rand(rows, 2 * CODES, generator=generator())
-    codes = model.draw_codes(uniform, torch.ones(rows), weights.expand(rows, CLASSES))
+    codes = Scans(model.draws())(uniform, torch.ones(rows), weights.expand(rows, CLASSES))
     expected = rows * log_prior.double().softmax(dim=0).numpy()
     assert expected.min() > 20
     assert chisquare(counts_of(codes), expected).pvalue > 0.01

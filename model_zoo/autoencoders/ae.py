@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from sklearn.mixture import GaussianMixture
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.autoencoders.autoencoder_layers import (
     convolutional_decoder,
@@ -21,7 +21,7 @@ from model_zoo.autoencoders.autoencoder_layers import (
 )
 from model_zoo.cards import image_event, image_preprocess
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import standard_error
 
 CHUNK = 500  # images encoded at a time
@@ -65,6 +65,10 @@ class Autoencoder(Family):
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents to intensities about 0 to 1, [N, C, H, W]."""
         return self.decoder(latent).float()
+
+    def picture(self, latent: Tensor) -> Tensor:
+        """Map latents [N, latent] to intensities in [0, 1], [N, C, H, W]."""
+        return self.decode(latent).clamp(0, 1)
 
     def draw_latent(self, uniform: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
         """Draw from the mixture, [N, latent]: a component by `uniform` [N] in [0, 1), then from it.
@@ -177,46 +181,10 @@ class Autoencoder(Family):
             Port("temperature", "control", ()),
         )
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent,)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
-            Graph("prior", DrawLatent(self).eval(), draws, (latent,)),
+            Graph("encode", Function(self, self.encode).eval(), (data,), (latent,)),
+            Graph("decode", Function(self, self.picture).eval(), (latent,), (data,)),
+            Graph("prior", Function(self, self.draw_latent).eval(), draws, (latent,)),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to latent."""
-
-    def __init__(self, model: Autoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, C, H, W] in [0, 1] to [N, latent]."""
-        return self.model.encode(data)
-
-
-class Decode(nn.Module):
-    """Graph: latent to picture."""
-
-    def __init__(self, model: Autoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, latent] to intensities in [0, 1], [N, C, H, W]."""
-        return self.model.decode(latent).clamp(0, 1)
-
-
-class DrawLatent(nn.Module):
-    """Graph: noise to a latent of the mixture."""
-
-    def __init__(self, model: Autoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, uniform: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
-        """Map [N], [N, latent] and [N] to [N, latent]."""
-        return self.model.draw_latent(uniform, noise, temperature)
 
 
 def normal_log_density(x: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ PixelCNNs of pixels are painted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 from torch.nn.functional import log_softmax
 
 from model_zoo.autoregressive.gated_layers import first_layer, later_layer
 from model_zoo.autoregressive.row_step import RowStep
+from model_zoo.scan import Scan
 
 LABEL_DROPOUT = 0.1
 
@@ -65,34 +67,56 @@ class CodePrior(nn.Module):
         of_codes = log_softmax(self.head(h).float(), dim=1)  # [N, levels, H, W]
         return of_codes.gather(1, codes[:, None]).flatten(1).sum(dim=1)
 
-    def draw(self, uniform: Tensor, temperature: Tensor, condition: Tensor) -> Tensor:
-        """Return maps [N, H, W] drawn with one uniform number in [0, 1) a code, [N, H, W].
 
-        Logits are divided by `temperature`, [N]. The weights must not ask for gradients.
+class DrawMap(Scan):
+    """Graph: draw the codes of one map, row after row."""
+
+    def __init__(
+        self, prior: CodePrior, start: int = 0, condition: Callable[..., Tensor] | None = None
+    ):
+        """Draw a map by those numbers of a row of noise that begin at `start`.
+
+        `condition` maps class weights and the codes of the maps before this one to the condition of
+        the prior, a map [N, H, W, conditions]. Without it, class weights are the condition.
         """
-        height, width = self.shape
-        count = uniform.shape[0]
-        step = RowStep(self.features, self.layers, self.head, width, filtered=False)
-        free = torch.full((width, count), -1, device=uniform.device)
+        super().__init__()
+        height, width = prior.shape
+        self.step_of_row = RowStep(prior.features, prior.layers, prior.head, width, filtered=False)
+        self.shape, self.places = prior.shape, slice(start, start + height * width)
+        self.condition = condition
 
-        def paint_row(
-            caches: tuple[Tensor, Tensor], row: tuple[Tensor, Tensor]
-        ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-            codes, _, rows_above, activations = step(*caches, row[1], temperature, free, row[0])
-            return (rows_above, activations), codes
-
+    def prepare(self, *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Take noise [N, size], temperature [N], class weights [N, classes] and codes before."""
+        uniform, temperature, class_weights, *before = inputs
+        noise = uniform[:, self.places].unflatten(1, self.shape).permute(1, 2, 0)  # [H, W, N]
         caches = [
-            uniform.new_zeros(port.shape_of(count))
-            for port in step.input_ports()
+            uniform.new_zeros(port.shape_of(uniform.shape[0]))
+            for port in self.step_of_row.input_ports()
             if port.role == "cache"
         ]
-        noise = uniform.permute(1, 2, 0).contiguous()  # [N, H, W] -> [H, W, N]
-        _, rows = scan(paint_row, tuple(caches), (noise, _by_row(condition, height)))
-        return rows.permute(2, 0, 1)  # [H, W, N] -> [N, H, W]
+        given = self.condition(class_weights, *before) if self.condition else class_weights
+        return (*caches, temperature), (noise, _by_row(given, self.shape[0]))
+
+    def step(
+        self, states: tuple[Tensor, ...], items: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Draw one row."""
+        rows_above, activations, temperature = states
+        noise, condition = items
+        free = torch.full_like(noise, -1, dtype=torch.int64)
+        codes, _, *caches = self.step_of_row(
+            rows_above, activations, condition, temperature, free, noise
+        )
+        return (*caches, temperature), (codes.T,)
+
+    def finish(self, *results: Tensor) -> tuple[Tensor, ...]:
+        """Map rows [H, N, W] to codes in reading order, [N, H * W]."""
+        (rows,) = results
+        return (rows.transpose(0, 1).flatten(1),)
 
 
 def _by_row(condition: Tensor, height: int) -> Tensor:
     """Return the condition of each row: [H, N, D], or [H, N, 1, W, D] of a map [N, H, W, D]."""
     if condition.dim() == 2:
-        return condition.expand(height, *condition.shape).contiguous()
-    return condition.transpose(0, 1)[:, :, None].contiguous()
+        return condition.expand(height, *condition.shape)
+    return condition.transpose(0, 1)[:, :, None]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from model_zoo.autoencoders.autoencoder_layers import bernoulli_log_mass
+from model_zoo.autoencoders.code_prior import DrawMap
 from model_zoo.cards import (
     BINARISATION,
     CODE_CONTROLS,
@@ -27,8 +28,9 @@ from model_zoo.cards import (
     image_preprocess,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import binarise, standard_error, uniform_noise
+from model_zoo.scan import Scans
 
 LABEL_DROPOUT = 0.1
 CHUNK = 500  # images measured at a time
@@ -61,12 +63,16 @@ class CodedAutoencoder(nn.Module, ABC):
         """Return log p(c) in nats, [N], of codes [N, size] given [N, classes]."""
 
     @abstractmethod
-    def draw_codes(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Draw codes [N, size] of as many numbers in [0, 1); logits are divided by [N]."""
+    def draws(self) -> Sequence[DrawMap]:
+        """Return how each map is drawn, given the class and the maps before it."""
 
     @abstractmethod
     def priors(self) -> Sequence[nn.Module]:
         """Return the parts that the loss of the prior moves; all others are the autoencoder's."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Map codes [N, size] to the mean picture, in [0, 1], [N, C, H, W]."""
+        return torch.sigmoid(self.decode_logits(codes))
 
     def maps_of(self, codes: Tensor) -> list[Tensor]:
         """Return the maps [N, h, w] of rows [N, size]."""
@@ -177,60 +183,13 @@ class CodedAutoencoder(nn.Module, ABC):
             Port("reconstruction_error", "statistic", ()),
             Port("kl_divergence", "statistic", ()),
         )
+        bound = Function(self, self.bound_and_parts)
         return (
-            Graph("encode", Encode(self).eval(), (data,), (codes,)),
-            Graph("decode", Decode(self).eval(), (codes,), (data,)),
-            Graph("prior", DrawCodes(self).eval(), (*draws, condition), (codes,)),
-            Graph("log_likelihood", Bound(self).eval(), (data, condition), outputs),
+            Graph("encode", Function(self, self.encode).eval(), (data,), (codes,)),
+            Graph("decode", Function(self, self.decode).eval(), (codes,), (data,)),
+            Graph("prior", Scans(self.draws()).eval(), (*draws, condition), (codes,)),
+            Graph("log_likelihood", bound.eval(), (data, condition), outputs),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to codes."""
-
-    def __init__(self, model: CodedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, C, H, W] in [0, 1] to [N, size]."""
-        return self.model.encode(data)
-
-
-class Decode(nn.Module):
-    """Graph: codes to the mean picture."""
-
-    def __init__(self, model: CodedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Map [N, size] to intensities in [0, 1], [N, C, H, W]."""
-        return torch.sigmoid(self.model.decode_logits(codes))
-
-
-class DrawCodes(nn.Module):
-    """Graph: noise and class weights to codes."""
-
-    def __init__(self, model: CodedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Map [N, size], [N] and [N, classes] to [N, size]."""
-        return self.model.draw_codes(uniform, temperature, class_weights)
-
-
-class Bound(nn.Module):
-    """Graph: binary image and class weights to a bound on log p(x), and its two parts."""
-
-    def __init__(self, model: CodedAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map [N, C, H, W] in {0, 1} and [N, classes] to three [N], in nats."""
-        return self.model.bound_and_parts(data, class_weights)
 
 
 def perplexity(counts: Tensor) -> float:

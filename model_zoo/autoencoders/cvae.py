@@ -36,7 +36,7 @@ from model_zoo.cards import (
     likelihood_bound,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import binarise, normal_noise, standard_error, standard_normal_log_density
 
 IMPORTANCE_DRAWS = 50
@@ -79,9 +79,18 @@ class ConditionalVariationalAutoencoder(Family):
         """Map x in [0, 1] to mean and log deviation of q(z|x), each [N, latent]."""
         return split_posterior(self.encoder(2 * x - 1))
 
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in [0, 1] to mean and deviation of q(z|x), each [N, latent]."""
+        mean, log_deviation = self.encode(x)
+        return mean, log_deviation.exp()
+
     def decode_logits(self, latent: Tensor, class_weights: Tensor) -> Tensor:
         """Map z and weights of the classes [N, classes] to log odds of every pixel being on."""
         return self.decoder(torch.cat([latent, class_weights], dim=1)).float()
+
+    def decode(self, latent: Tensor, class_weights: Tensor) -> Tensor:
+        """Map z and weights of the classes to the mean picture, in [0, 1], [N, C, H, W]."""
+        return torch.sigmoid(self.decode_logits(latent, class_weights))
 
     def draw_latent(
         self, uniform: Tensor, noise: Tensor, temperature: Tensor, class_weights: Tensor
@@ -238,50 +247,11 @@ class ConditionalVariationalAutoencoder(Family):
             Port("temperature", "control", ()),
         )
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
-            Graph("decode", Decode(self).eval(), (latent, condition), (data,)),
-            Graph("prior", DrawLatent(self).eval(), (*draws, condition), (latent,)),
+            Graph("encode", Function(self, self.posterior).eval(), (data,), (latent, deviation)),
+            Graph("decode", Function(self, self.decode).eval(), (latent, condition), (data,)),
+            Graph("prior", Function(self, self.draw_latent).eval(), (*draws, condition), (latent,)),
             Graph("log_likelihood", LogWeight(self).eval(), (data, condition, noise), outputs),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to mean and deviation of the posterior."""
-
-    def __init__(self, model: ConditionalVariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, C, H, W] in [0, 1] to two [N, latent]."""
-        mean, log_deviation = self.model.encode(data)
-        return mean, log_deviation.exp()
-
-
-class Decode(nn.Module):
-    """Graph: latent and class weights to the mean picture."""
-
-    def __init__(self, model: ConditionalVariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor, class_weights: Tensor) -> Tensor:
-        """Map [N, latent] and [N, classes] to intensities in [0, 1], [N, C, H, W]."""
-        return torch.sigmoid(self.model.decode_logits(latent, class_weights))
-
-
-class DrawLatent(nn.Module):
-    """Graph: noise and class weights to a latent of the prior."""
-
-    def __init__(self, model: ConditionalVariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, uniform: Tensor, noise: Tensor, temperature: Tensor, class_weights: Tensor
-    ) -> Tensor:
-        """Map [N], [N, latent], [N] and [N, classes] to [N, latent]."""
-        return self.model.draw_latent(uniform, noise, temperature, class_weights)
 
 
 class LogWeight(nn.Module):

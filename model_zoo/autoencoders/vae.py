@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.autoencoders.autoencoder_layers import (
     bernoulli_log_mass,
@@ -33,7 +33,7 @@ from model_zoo.cards import (
     normal_latent,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import (
     binarise,
     normal_noise,
@@ -71,9 +71,18 @@ class VariationalAutoencoder(Family):
         """Map x in [0, 1] to mean and log deviation of q(z|x), each [N, latent]."""
         return split_posterior(self.encoder(2 * x - 1))
 
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in [0, 1] to mean and deviation of q(z|x), each [N, latent]."""
+        mean, log_deviation = self.encode(x)
+        return mean, log_deviation.exp()
+
     def decode_logits(self, latent: Tensor) -> Tensor:
         """Map z to the log odds of every pixel being on."""
         return self.decoder(latent).float()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Map z to the mean picture, intensities in [0, 1], [N, C, H, W]."""
+        return torch.sigmoid(self.decode_logits(latent))
 
     def log_weight(self, x: Tensor, noise: Tensor) -> Tensor:
         """Return log p(x|z) + log p(z) - log q(z|x) in nats, [N], for binary x and one z a row.
@@ -191,70 +200,21 @@ class VariationalAutoencoder(Family):
             Port("latent_norm", "statistic", ()),
         )
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("encode", Function(self, self.posterior).eval(), (data,), (latent, deviation)),
+            Graph("decode", Function(self, self.decode).eval(), (latent,), (data,)),
             Graph(
                 "log_likelihood",
-                LogWeight(self).eval(),
+                Function(self, self.log_weight_and_statistics).eval(),
                 (data, noise),
                 (log_likelihood, *statistics),
             ),
             Graph(
                 "log_mass_given_latent",
-                LogMassGivenLatent(self).eval(),
+                Function(self, self.log_mass_given).eval(),
                 (data, latent),
                 (log_likelihood,),
             ),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to mean and deviation of the posterior."""
-
-    def __init__(self, model: VariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, C, H, W] in [0, 1] to two [N, latent]."""
-        mean, log_deviation = self.model.encode(data)
-        return mean, log_deviation.exp()
-
-
-class Decode(nn.Module):
-    """Graph: latent to the mean picture."""
-
-    def __init__(self, model: VariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, latent] to intensities in [0, 1], [N, C, H, W]."""
-        return torch.sigmoid(self.model.decode_logits(latent))
-
-
-class LogWeight(nn.Module):
-    """Graph: binary image and posterior noise to one log importance weight, and statistics."""
-
-    def __init__(self, model: VariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Map [N, C, H, W] in {0, 1} and [N, latent] to four [N], all but the last in nats."""
-        return self.model.log_weight_and_statistics(data, noise)
-
-
-class LogMassGivenLatent(nn.Module):
-    """Graph: binary image and any latent to the probability of the one given the other."""
-
-    def __init__(self, model: VariationalAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, latent: Tensor) -> Tensor:
-        """Map [N, C, H, W] in {0, 1} and [N, latent] to nats, [N]."""
-        return self.model.log_mass_given(data, latent)
 
 
 VAE_PUBLISHED = {

@@ -23,7 +23,7 @@ from model_zoo.autoencoders.autoencoder_layers import (
 )
 from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import normal_noise, standard_error
 from model_zoo.sample_quality import Judge
 
@@ -60,6 +60,11 @@ class AdversarialAutoencoder(Family):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x in [-1, 1] to mean and log deviation of q(z|x), each [N, latent]."""
         return split_posterior(self.encoder(x))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in [-1, 1] to mean and deviation of q(z|x), each [N, latent]."""
+        mean, log_deviation = self.encode(x)
+        return mean, log_deviation.exp()
 
     def decode(self, latent: Tensor) -> Tensor:
         """Map z to a picture in [-1, 1], [N, C, H, W]."""
@@ -169,8 +174,8 @@ class AdversarialAutoencoder(Family):
         latent = Port("latent", "latent", (self.latent_size,))
         deviation = Port("latent_deviation", "latent_deviation", (self.latent_size,))
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("encode", Function(self, self.posterior).eval(), (data,), (latent, deviation)),
+            Graph("decode", Function(self, self.decode).eval(), (latent,), (data,)),
         )
 
 
@@ -195,31 +200,6 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map [N, C, H, W] in [-1, 1] to logits [N], high for real."""
         return self.head(self.hidden(images)).float().squeeze(1)
-
-
-class Encode(nn.Module):
-    """Graph: image to mean and deviation of the posterior."""
-
-    def __init__(self, model: AdversarialAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, C, H, W] in [-1, 1] to two [N, latent]."""
-        mean, log_deviation = self.model.encode(data)
-        return mean, log_deviation.exp()
-
-
-class Decode(nn.Module):
-    """Graph: latent to picture."""
-
-    def __init__(self, model: AdversarialAutoencoder):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, latent] to [N, C, H, W] in [-1, 1]."""
-        return self.model.decode(latent)
 
 
 def to_unit(levels: Tensor) -> Tensor:

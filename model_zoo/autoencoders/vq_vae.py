@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from model_zoo.autoencoders.autoencoder_layers import downsampling, upsampling
-from model_zoo.autoencoders.code_prior import CodePrior
+from model_zoo.autoencoders.code_prior import CodePrior, DrawMap
 from model_zoo.autoencoders.codebook import Codebook
 from model_zoo.autoencoders.coded import CodedAutoencoder
 from model_zoo.family import Family
@@ -74,10 +74,9 @@ class VectorQuantisedAutoencoder(CodedAutoencoder, Family):
         (code_map,) = self.maps_of(codes)
         return self.prior.log_probability(code_map, class_weights.float())
 
-    def draw_codes(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Draw codes [N, h * w] of as many numbers in [0, 1); logits are divided by [N]."""
-        (noise,) = self.maps_of(uniform)
-        return self.prior.draw(noise, temperature, class_weights).flatten(1)
+    def draws(self) -> Sequence[DrawMap]:
+        """Return how the map is drawn, given the class."""
+        return (DrawMap(self.prior),)
 
     def priors(self) -> Sequence[nn.Module]:
         """Return the parts that the loss of the prior moves."""

@@ -10,6 +10,7 @@ Difference: both priors are gated PixelCNNs, the top's without the attention tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from model_zoo.autoencoders.autoencoder_layers import downsampling, upsampling
-from model_zoo.autoencoders.code_prior import CodePrior
+from model_zoo.autoencoders.code_prior import CodePrior, DrawMap
 from model_zoo.autoencoders.codebook import Codebook
 from model_zoo.autoencoders.coded import CodedAutoencoder
 from model_zoo.family import Family
@@ -101,15 +102,13 @@ class HierarchicalVectorQuantisedAutoencoder(CodedAutoencoder, Family):
         top, bottom = self.maps_of(codes)
         weights = class_weights.float()
         log_top = self.top_prior.log_probability(top, weights)
-        return log_top + self.bottom_prior.log_probability(bottom, self._given(top, weights))
+        given = self._given(weights, top.flatten(1))
+        return log_top + self.bottom_prior.log_probability(bottom, given)
 
-    def draw_codes(self, uniform: Tensor, temperature: Tensor, class_weights: Tensor) -> Tensor:
-        """Draw the top and, given it, the bottom, [N, size]; logits are divided by [N]."""
-        top_noise, bottom_noise = self.maps_of(uniform)
-        top = self.top_prior.draw(top_noise, temperature, class_weights)
-        given = self._given(top, class_weights)
-        bottom = self.bottom_prior.draw(bottom_noise, temperature, given)
-        return torch.cat([top.flatten(1), bottom.flatten(1)], dim=1)
+    def draws(self) -> Sequence[DrawMap]:
+        """Return how the top is drawn and, given it, the bottom."""
+        top = math.prod(self.map_shapes["top"])
+        return DrawMap(self.top_prior), DrawMap(self.bottom_prior, top, self._given)
 
     def priors(self) -> Sequence[nn.Module]:
         """Return the parts that the loss of the prior moves."""
@@ -119,8 +118,9 @@ class HierarchicalVectorQuantisedAutoencoder(CodedAutoencoder, Family):
         """Repeat the top's vectors over the bottom: [N, D, 4, 4] -> [N, D, 7, 7]."""
         return interpolate(top, size=self.map_shapes["bottom"], mode="nearest")
 
-    def _given(self, top: Tensor, class_weights: Tensor) -> Tensor:
+    def _given(self, class_weights: Tensor, top: Tensor) -> Tensor:
         """Return what each place of the bottom is told: the class, and the code above it."""
-        above = self._spread(self.top_features(top).permute(0, 3, 1, 2))  # [N, features, 7, 7]
+        code_map = top.unflatten(1, self.map_shapes["top"])
+        above = self._spread(self.top_features(code_map).permute(0, 3, 1, 2))  # [N, features, 7, 7]
         classes = class_weights[:, :, None, None].expand(-1, -1, *above.shape[2:])
         return torch.cat([classes, above], dim=1).permute(0, 2, 3, 1)

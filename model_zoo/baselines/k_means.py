@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 from sklearn.cluster import KMeans as Fit
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.baselines.fitting import fitted, seed_of, squared_error
 from model_zoo.cards import image_event, image_preprocess, normal_latent
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 
 
 class KMeans(Family):
@@ -69,30 +69,6 @@ class KMeans(Family):
         data = Port("data", "data", self.image_shape)
         latent = Port("latent", "latent", (len(self.centres),))
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent,)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("encode", Function(self, self.encode).eval(), (data,), (latent,)),
+            Graph("decode", Function(self, self.decode).eval(), (latent,), (data,)),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to the place of its centre."""
-
-    def __init__(self, model: KMeans):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, C, H, W] in 0..255 to [N, K]."""
-        return self.model.encode(data)
-
-
-class Decode(nn.Module):
-    """Graph: vector to the centre of its largest coordinate."""
-
-    def __init__(self, model: KMeans):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, K] to [N, C, H, W] in 0..255."""
-        return self.model.decode(latent)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model_zoo.cards import BINARISATION, image_event, image_preprocess
-from model_zoo.family import Card, Graph, Port
+from model_zoo.family import Card, Function, Graph, Port
 from model_zoo.layers import uniform_noise
 
 MOST_STEPS = 5000
@@ -43,6 +43,18 @@ class BoltzmannMachine(MarkovChain, Protocol):
 
     log_partition_error: Tensor
     """The standard error of the estimated log Z, in nats."""
+
+    def hidden_means(self, v: Tensor) -> Tensor:
+        """Return the means of the hidden units next to pixels [N, D], [N, units]."""
+        ...
+
+    def visible_logits(self, h: Tensor, /) -> Tensor:
+        """Return the log odds of every pixel being on, [N, D], given those units or their means."""
+        ...
+
+    def log_probability(self, v: Tensor) -> Tensor:
+        """Return log p(v), or a bound on it, in nats, [N], by the estimated log Z."""
+        ...
 
 
 class Start(nn.Module):
@@ -194,6 +206,39 @@ def machine_card(
             },
         },
         program="markov_chain",
+    )
+
+
+def machine_graphs(model: BoltzmannMachine, units: int) -> tuple[Graph, ...]:
+    """Return the chain, encode, decode, reconstruct and log_likelihood; sets eval mode."""
+    data, mean = (Port(name, "data", model.image_shape) for name in ("data", "mean"))
+    latent = Port("latent", "latent", (units,))
+    log_likelihood = Port("log_likelihood", "log_likelihood", ())
+
+    def encode(images: Tensor) -> Tensor:
+        return model.hidden_means(images.flatten(1))
+
+    def decode(means: Tensor) -> Tensor:
+        return torch.sigmoid(model.visible_logits(means)).reshape(-1, *model.image_shape)
+
+    def reconstruct(images: Tensor) -> Tensor:
+        return decode(encode(images))
+
+    def log_probability(images: Tensor) -> Tensor:
+        return model.log_probability(images.flatten(1))
+
+    functions = {
+        "encode": (encode, data, latent),
+        "decode": (decode, latent, mean),
+        "reconstruct": (reconstruct, data, mean),
+        "log_likelihood": (log_probability, data, log_likelihood),
+    }
+    return (
+        *chain_graphs(model, tempered=True),
+        *(
+            Graph(name, Function(model, function).eval(), (taken,), (given,))
+            for name, (function, taken, given) in functions.items()
+        ),
     )
 
 

@@ -27,11 +27,11 @@ from model_zoo.energy.annealing import AnnealingPath, Effort, LogPartition, forw
 from model_zoo.energy.chain import (
     bernoulli,
     chain_controls,
-    chain_graphs,
     machine_card,
+    machine_graphs,
     smoothed_mean,
 )
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective
 from model_zoo.layers import binarise, standard_error, uniform_noise
 
 INITIAL_DEVIATION = 0.01  # of weights: hidden units start nearly alike, yet not the same
@@ -118,6 +118,10 @@ class DeepBoltzmannMachine(Family):
         h1, h2 = self.mean_field(v, UPDATES)
         entropy = bernoulli_entropy(h1) + bernoulli_entropy(h2)
         return entropy - self.energy(v, h1, h2)
+
+    def hidden_means(self, v: Tensor) -> Tensor:
+        """Return the means of the first layer's units given pixels, by mean field."""
+        return self.mean_field(v, UPDATES)[0]
 
     def log_probability(self, v: Tensor) -> Tensor:
         """Return the bound less the estimate of log Z that `conclude` made, in nats, [N]."""
@@ -222,65 +226,7 @@ class DeepBoltzmannMachine(Family):
 
     def graphs(self) -> tuple[Graph, ...]:
         """Return the chain, encode, decode, reconstruct and log_likelihood; sets eval mode."""
-        data, mean = (Port(name, "data", self.image_shape) for name in ("data", "mean"))
-        latent = Port("latent", "latent", (self.first,))
-        log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        return (
-            *chain_graphs(self, tempered=True),
-            Graph("encode", Encode(self).eval(), (data,), (latent,)),
-            Graph("decode", Decode(self).eval(), (latent,), (mean,)),
-            Graph("reconstruct", Reconstruct(self).eval(), (data,), (mean,)),
-            Graph("log_likelihood", LogProbability(self).eval(), (data,), (log_likelihood,)),
-        )
-
-
-class Encode(nn.Module):
-    """Graph: image to the means of the first layer's units, by mean field."""
-
-    def __init__(self, model: DeepBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in [0, 1] to [N, units]."""
-        return self.model.mean_field(data.flatten(1), UPDATES)[0]
-
-
-class Decode(nn.Module):
-    """Graph: the first layer, or its means, to the mean picture."""
-
-    def __init__(self, model: DeepBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, units] to [N, 1, H, W] in [0, 1]."""
-        mean = torch.sigmoid(self.model.visible_logits(latent))
-        return mean.reshape(-1, *self.model.image_shape)
-
-
-class Reconstruct(nn.Module):
-    """Graph: image to the mean picture, given the mean field of its first layer."""
-
-    def __init__(self, model: DeepBoltzmannMachine):
-        super().__init__()
-        self.encode, self.decode = Encode(model), Decode(model)
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in [0, 1] to the same."""
-        return self.decode(self.encode(data))
-
-
-class LogProbability(nn.Module):
-    """Graph: binary image to the bound on log p(x), by the estimated normaliser."""
-
-    def __init__(self, model: DeepBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in {0, 1} to nats, [N]."""
-        return self.model.log_probability(data.flatten(1))
+        return machine_graphs(self, units=self.first)
 
 
 class AnnealedMachine(AnnealingPath):

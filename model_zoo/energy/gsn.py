@@ -30,7 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 from model_zoo.cards import BINARISATION, image_event, image_preprocess
 from model_zoo.data import in_chunks
 from model_zoo.energy.chain import chain_controls, chain_graphs, smoothed_mean
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import binarise, standard_error, uniform_noise
 
 HIDDEN_DEVIATION = 1.0  # of the noise before each hidden unit, uniform so that it needs no other
@@ -116,6 +116,11 @@ class GenerativeStochasticNetwork(Family):
     def _noise(self, count: int, generator: torch.Generator) -> Tensor:
         return uniform_noise((count, self.uniforms), generator)
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Map pictures [N, 1, H, W] in [0, 1] to their means after one step without noise."""
+        mean = torch.sigmoid(self.clean_logits(x.flatten(1)))
+        return mean.reshape(-1, *self.image_shape)
+
     @torch.no_grad()
     def conclude(self, data: Batch, generator: torch.Generator) -> None:
         """Let chains start with pixels that are on as often as in the data."""
@@ -160,21 +165,8 @@ class GenerativeStochasticNetwork(Family):
         data, mean = (Port(name, "data", self.image_shape) for name in ("data", "mean"))
         return (
             *chain_graphs(self, tempered=False),
-            Graph("reconstruct", Reconstruct(self).eval(), (data,), (mean,)),
+            Graph("reconstruct", Function(self, self.reconstruct).eval(), (data,), (mean,)),
         )
-
-
-class Reconstruct(nn.Module):
-    """Graph: image to its mean after one step without noise."""
-
-    def __init__(self, model: GenerativeStochasticNetwork):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in [0, 1] to the same."""
-        mean = torch.sigmoid(self.model.clean_logits(data.flatten(1)))
-        return mean.reshape(-1, *self.model.image_shape)
 
 
 def missing_nats(v: Tensor, logits: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ from model_zoo.energy.annealing import AnnealingPath, Effort, LogPartition, forw
 from model_zoo.energy.chain import (
     bernoulli,
     chain_controls,
-    chain_graphs,
     machine_card,
+    machine_graphs,
     smoothed_mean,
 )
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective
 from model_zoo.layers import binarise, standard_error, uniform_noise
 
 INITIAL_DEVIATION = 0.01  # of weights: hidden units start nearly alike, yet not the same
@@ -75,6 +75,10 @@ class RestrictedBoltzmannMachine(Family):
     def hidden_logits(self, v: Tensor) -> Tensor:
         """Return the log odds of every hidden unit being on, given pixels [N, D]."""
         return linear(v, self.weight, self.hidden_bias).float()
+
+    def hidden_means(self, v: Tensor) -> Tensor:
+        """Return the probability of every hidden unit being on, [N, H]."""
+        return torch.sigmoid(self.hidden_logits(v))
 
     def visible_logits(self, h: Tensor) -> Tensor:
         """Return the log odds of every pixel being on, given hidden units [N, H]."""
@@ -189,65 +193,7 @@ class RestrictedBoltzmannMachine(Family):
 
     def graphs(self) -> tuple[Graph, ...]:
         """Return the chain, encode, decode, reconstruct and log_likelihood; sets eval mode."""
-        data, mean = (Port(name, "data", self.image_shape) for name in ("data", "mean"))
-        latent = Port("latent", "latent", (self.hidden_units,))
-        log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        return (
-            *chain_graphs(self, tempered=True),
-            Graph("encode", Encode(self).eval(), (data,), (latent,)),
-            Graph("decode", Decode(self).eval(), (latent,), (mean,)),
-            Graph("reconstruct", Reconstruct(self).eval(), (data,), (mean,)),
-            Graph("log_likelihood", LogProbability(self).eval(), (data,), (log_likelihood,)),
-        )
-
-
-class Encode(nn.Module):
-    """Graph: image to the probability of every hidden unit being on."""
-
-    def __init__(self, model: RestrictedBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in [0, 1] to [N, hidden units]."""
-        return torch.sigmoid(self.model.hidden_logits(data.flatten(1)))
-
-
-class Decode(nn.Module):
-    """Graph: hidden units, or how probable they are, to the mean picture."""
-
-    def __init__(self, model: RestrictedBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, hidden units] to [N, 1, H, W] in [0, 1]."""
-        mean = torch.sigmoid(self.model.visible_logits(latent))
-        return mean.reshape(-1, *self.model.image_shape)
-
-
-class Reconstruct(nn.Module):
-    """Graph: image to its mean after one Gibbs step, the hidden units at their means."""
-
-    def __init__(self, model: RestrictedBoltzmannMachine):
-        super().__init__()
-        self.encode, self.decode = Encode(model), Decode(model)
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in [0, 1] to the same."""
-        return self.decode(self.encode(data))
-
-
-class LogProbability(nn.Module):
-    """Graph: binary image to log p(x), by the estimated normaliser."""
-
-    def __init__(self, model: RestrictedBoltzmannMachine):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in {0, 1} to nats, [N]."""
-        return self.model.log_probability(data.flatten(1))
+        return machine_graphs(self, units=self.hidden_units)
 
 
 class AnnealedMachine(AnnealingPath):

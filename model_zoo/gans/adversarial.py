@@ -23,7 +23,7 @@ from model_zoo.cards import (
     normal_latent,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.gans.gan_layers import Generator
 from model_zoo.layers import normal_noise
 from model_zoo.sample_quality import Judge, diversity_figure
@@ -158,30 +158,6 @@ class Adversarial(Family):
         if self.classes:
             condition = (Port("class_weights", "condition", (self.classes,)),)
         return (
-            Graph("decode", Decode(self).eval(), (latent, *condition), (images,)),
-            Graph("score", Score(self).eval(), (images, *condition), (score,)),
+            Graph("decode", Function(self, self.generate).eval(), (latent, *condition), (images,)),
+            Graph("score", Function(self, self.score).eval(), (images, *condition), (score,)),
         )
-
-
-class Decode(nn.Module):
-    """Graph: latent, and class weights where there are some, to images."""
-
-    def __init__(self, model: Adversarial):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Map [N, latent] and [N, classes] to [N, C, H, W] in [-1, 1]."""
-        return self.model.generate(latent, class_weights)
-
-
-class Score(nn.Module):
-    """Graph: images, and class weights where there are some, to how real they look."""
-
-    def __init__(self, model: Adversarial):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Map [N, C, H, W] in [-1, 1] and [N, classes] to [N], as the card's `score` says."""
-        return self.model.score(images, class_weights)

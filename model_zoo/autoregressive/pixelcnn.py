@@ -140,22 +140,21 @@ class PixelCNNRow(RowNetwork):
         self.model, self.width = model, model.image_shape[2]
         self.levels, self.features, self.reach = 2, 1, model.first.reach
         self.cached = len(model.blocks), model.blocks[0].narrow.out_channels
-        self.keeps_its_row = True
 
     def pixels(self, levels: Tensor) -> Tensor:
         """Return 0 or 1, [B, 1]."""
         return levels.unsqueeze(1).to(torch.float32)
 
-    def look_up(self, rows_above: Tensor, activations: Tensor) -> tuple[Pixel, None]:
-        """Return what each masked convolution sees above; its own row becomes the next cache."""
+    def look_up(self, rows_above: Tensor, activations: Tensor) -> Pixel:
+        """Return what each masked convolution sees above."""
         first = self.model.first
         coming = [one_row(first.masked_weight()[:, :, :-1], first.bias, rows_above)]
         for block, rows in zip(self.model.blocks, activations, strict=True):
             coming.append(one_row(block.around.weight[:, :, :-1], block.around.bias, rows))
-        return tuple(coming), None
+        return tuple(coming)
 
-    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
-        """Run the network at one pixel."""
+    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel, Pixel]:
+        """Run the network at one pixel; the next one and those below see the same of it."""
         first = self.model.first
         # [outputs, 1, reach] of the row itself; the mask hides the pixel and what is beyond.
         h = coming[0] + linear(before.flatten(1), first.weight[:, 0, -1, : first.reach])
@@ -168,4 +167,4 @@ class PixelCNNRow(RowNetwork):
             h = h + block.widen((above + linear(beside, kernel)).relu())
             seen.append(narrow)
         odds = self.model.head(h)
-        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen)
+        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen), tuple(seen)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from export import Card, ExportError, Figure, Graph, Port, export_artifact
 from export import __main__ as command
@@ -231,6 +232,19 @@ def test_the_state_is_kept_by_its_names_and_graphs_refer_to_it(tmp_path):
     # The batch norm is folded into the first layer; the last one is the state's own.
     folded = {"decode/module.wide.weight", "decode/module.wide.bias"}
     assert kept.keys() - state.keys() == folded
+
+
+class Tails(nn.Module):
+    """Functions whose digits are easily lost: far down a sigmoid, and near 0 of e^x - 1."""
+
+    def forward(self, z: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        pictures = torch.zeros_like(z[:, :1, None, None]).repeat(1, 1, 8, 8)
+        return pictures, logsigmoid(100 * z[:, 0]), 1e6 * torch.expm1(1e-6 * z[:, 1])
+
+
+def test_logarithms_of_small_probabilities_keep_their_digits(tmp_path):
+    far, near = Port("far", "log_likelihood", ()), Port("near", "log_likelihood", ())
+    check_artifact(export(tmp_path, decode_graph(Tails(), (IMAGES, far, near))))
 
 
 class Upscaler(nn.Module):

@@ -234,6 +234,30 @@ def test_the_state_is_kept_by_its_names_and_graphs_refer_to_it(tmp_path):
     assert kept.keys() - state.keys() == folded
 
 
+class Mixer(nn.Module):
+    """Linear layers of rows of vectors, which ONNX multiplies from the other side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4 + 3, 80), nn.ReLU(), nn.Linear(80, 64))
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        both = torch.cat([z, label], dim=1).unsqueeze(1)
+        return self.layers(both.repeat(1, 2, 1)).sum(dim=1).view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_matrix_that_a_graph_multiplies_from_the_other_side_is_stored_once(tmp_path, halved):
+    torch.manual_seed(0)
+    mixer = Mixer()
+    with torch.no_grad():
+        for weight in mixer.parameters():
+            weight.copy_(weight.half() if halved else weight)
+    folder = export(tmp_path, decode_graph(mixer), state=mixer.state_dict())
+    check_artifact(folder)
+    assert load_file(folder / WEIGHTS_FILE).keys() == mixer.state_dict().keys()
+
+
 class Tails(nn.Module):
     """Functions whose digits are easily lost: far down a sigmoid, and near 0 of e^x - 1."""
 

@@ -186,12 +186,12 @@ class PixelCNNPlusPlusRow(RowNetwork):
     def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel, Pixel]:
         """Run the second stream at one pixel; the first is what those below see."""
         across, kept = coming[: len(left) + 1], coming[len(left) + 1 :]
-        h = across[0] + to_the_left(self.model.first_left, before)
+        h = across[0] + to_the_left(self.model.first_left, before.transpose(1, 2))
         seen: list[Tensor] = []
         passed: list[Tensor] = []
         for block, last, heard in zip(self.model.blocks, left, across[1:], strict=True):
             seen.append(h)
-            beside = to_the_left(block.left, torch.stack([last, h], dim=1).relu())
+            beside = to_the_left(block.left, torch.stack([last, h], dim=2).relu())
             h = block.beside(h, beside + heard, passed.pop() if block.has_shortcut else None)
             if not block.has_shortcut:
                 passed.append(h)
@@ -200,9 +200,8 @@ class PixelCNNPlusPlusRow(RowNetwork):
 
 
 def to_the_left(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """Apply a kernel [outputs, C, 1, columns] to so many pixels [B, columns, C]: [B, outputs]."""
-    kernel = convolution.weight[:, :, 0].transpose(1, 2).flatten(1)
-    return linear(pixels.flatten(1), kernel, convolution.bias)
+    """Apply a kernel [outputs, C, 1, columns] to so many pixels [B, C, columns]: [B, outputs]."""
+    return linear(pixels.flatten(1), convolution.weight.flatten(1), convolution.bias)
 
 
 def log_mass(mixture: Tensor, levels: Tensor, count: int) -> Tensor:

@@ -24,6 +24,8 @@ UNCALIBRATED = {
     "mnist-vq-vae-2",
     "mnist-glow",  # others of their branches judge digits as well
     "mnist-binary-pixelcnn",
+    "mnist-pixel-rnn",
+    "mnist-pixelcnn-plus-plus",
     "mnist-fvbn",
     "mnist-dbm",
     "mnist-gaussian-mixture",  # the baselines are there to be compared with

@@ -1,4 +1,4 @@
-"""Torch operators that torch's own exporter has no ONNX for, though ONNX has one."""
+"""Torch operators that torch's own exporter has no ONNX for, or one that loses their precision."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,5 +18,21 @@ def _stable_sort(
     return values, indices
 
 
-TRANSLATIONS: Translations = {torch.ops.aten.sort.stable: _stable_sort}
+def _log_sigmoid(self: Any) -> Any:
+    """Minus a Softplus; the logarithm of a Sigmoid would know no number below about -18."""
+    return op.Neg(op.Softplus(op.Neg(self)))
+
+
+def _exp_minus_one(self: Any) -> Any:
+    """e^x - 1 as tanh(x / 2) (e^x + 1), which of a small x keeps all digits."""
+    half = op.CastLike(op.Constant(value_float=0.5), self)
+    one = op.CastLike(op.Constant(value_float=1.0), self)
+    return op.Mul(op.Tanh(op.Mul(self, half)), op.Add(op.Exp(self), one))
+
+
+TRANSLATIONS: Translations = {
+    torch.ops.aten.sort.stable: _stable_sort,
+    torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+    torch.ops.aten.expm1.default: _exp_minus_one,
+}
 """By operator."""

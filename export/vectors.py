@@ -38,14 +38,15 @@ def draw_inputs(graph: Graph, card: Card) -> Arrays:
 def stored(graph: Graph, arrays: Arrays) -> Arrays:
     """Return those rows of a graph's inputs and outputs that an artifact is to hold.
 
-    All of them prove the graph while it is exported. Where there are caches or features, which are
-    large, a loader repeats the first row and the last alone.
+    All of them prove the graph while it is exported, rows apart and together. Where there are
+    caches or features, which are large, a loader repeats the last row alone, whose classes are a
+    mixture.
     """
     ports = (*graph.inputs, *graph.outputs)
     if not any(port.role in ("cache", "features") for port in ports):
         return arrays
     axes = {port.name: port.batch_axis for port in ports}
-    return {name: values.take([0, ROWS - 1], axes[name]) for name, values in arrays.items()}
+    return {name: values.take([ROWS - 1], axes[name]) for name, values in arrays.items()}
 
 
 def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) -> Array:

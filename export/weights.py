@@ -6,7 +6,9 @@ besides goes by `<graph>/<name>`; no name of a state has a slash.
 
 Numbers of float32 that float16 holds exactly are stored in half the size, behind a Cast that ONNX
 Runtime folds away while it loads. Models that the zoo trained are rounded to such numbers before
-they are measured; what an export computes from them, and weights of others, stay as they are.
+they are measured; what an export computes from them, and weights of others, stay as they are. So is
+a matrix that only lies on its side: graphs multiply by the transpose of what torch's linear layers
+hold, and read it behind a Transpose.
 """
 
 import hashlib
@@ -41,6 +43,7 @@ def save_models(models: Mapping[str, ir.Model], state: Mapping[str, Array], fold
                 continue
             own_name = f"{name}/{value.name}"
             value, tensor = _store_half(value, tensor)
+            value, tensor = _store_turned(value, tensor, names)
             content = _content(tensor)
             stored = names.setdefault(_digest(content), own_name)
             tensors.setdefault(stored, content)
@@ -79,16 +82,34 @@ def _store_half(value: ir.Value, tensor: ir.TensorProtocol) -> tuple[ir.Value, i
     halves = _halved(tensor.numpy())
     if halves.dtype == np.float32:
         return value, tensor
+    return _store_other(value, "half", halves, "Cast", {"to": ir.DataType.FLOAT})
+
+
+def _store_turned(
+    value: ir.Value, tensor: ir.TensorProtocol, names: Mapping[bytes, str]
+) -> tuple[ir.Value, ir.TensorProtocol]:
+    """Return the initializer to store: the transpose behind a Transpose if that alone is stored."""
+    content = _content(tensor)
+    if content.ndim != 2 or _digest(content) in names or _digest(content.T) not in names:
+        return value, tensor
+    turned = np.ascontiguousarray(content.T)
+    return _store_other(value, "turned", turned, "Transpose", {"perm": [1, 0]})
+
+
+def _store_other(
+    value: ir.Value, suffix: str, content: Array, operator: str, attributes: Mapping[str, Any]
+) -> tuple[ir.Value, ir.TensorProtocol]:
+    """Put an initializer in the place of another, which an operator makes of it."""
     graph = value.graph
     assert graph is not None  # an initializer has one
-    half = ir.Value(name=f"{value.name}_half", const_value=ir.tensor(halves))
-    cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name=f"{value.name}_cast")
-    ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-    cast.outputs[0].name = graph.initializers.pop(str(value.name)).name
-    graph.register_initializer(half)
-    graph.insert_before(graph[0], cast)
-    assert half.const_value is not None
-    return half, half.const_value
+    other = ir.Value(name=f"{value.name}_{suffix}", const_value=ir.tensor(content))
+    node = ir.node(operator, [other], attributes)
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    node.outputs[0].name = graph.initializers.pop(str(value.name)).name
+    graph.register_initializer(other)
+    graph.insert_before(graph[0], node)
+    assert other.const_value is not None
+    return other, other.const_value
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from export import Card, ExportError, Figure, Graph, Port, export_artifact
 from export import __main__ as command
@@ -241,6 +242,43 @@ def test_the_state_is_kept_by_its_names_and_graphs_refer_to_it(tmp_path):
     # The batch norm is folded into the first layer; the last one is the state's own.
     folded = {"decode/module.wide.weight", "decode/module.wide.bias"}
     assert kept.keys() - state.keys() == folded
+
+
+class Mixer(nn.Module):
+    """Linear layers of rows of vectors, which ONNX multiplies from the other side."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4 + 3, 80), nn.ReLU(), nn.Linear(80, 64))
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        both = torch.cat([z, label], dim=1).unsqueeze(1)
+        return self.layers(both.repeat(1, 2, 1)).sum(dim=1).view(-1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_a_matrix_that_a_graph_multiplies_from_the_other_side_is_stored_once(tmp_path, halved):
+    torch.manual_seed(0)
+    mixer = Mixer()
+    with torch.no_grad():
+        for weight in mixer.parameters():
+            weight.copy_(weight.half() if halved else weight)
+    folder = export(tmp_path, decode_graph(mixer), state=mixer.state_dict())
+    check_artifact(folder)
+    assert load_file(folder / WEIGHTS_FILE).keys() == mixer.state_dict().keys()
+
+
+class Tails(nn.Module):
+    """Functions whose digits are easily lost: far down a sigmoid, and near 0 of e^x - 1."""
+
+    def forward(self, z: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+        pictures = torch.zeros_like(z[:, :1, None, None]).repeat(1, 1, 8, 8)
+        return pictures, logsigmoid(100 * z[:, 0]), 1e6 * torch.expm1(1e-6 * z[:, 1])
+
+
+def test_logarithms_of_small_probabilities_keep_their_digits(tmp_path):
+    far, near = Port("far", "log_likelihood", ()), Port("near", "log_likelihood", ())
+    check_artifact(export(tmp_path, decode_graph(Tails(), (IMAGES, far, near))))
 
 
 class Upscaler(nn.Module):

@@ -34,6 +34,7 @@ TINY: Mapping[str, dict[str, Any]] = {
     },
     "autoregressive.made.MADE": {"hidden_units": 12},
     "autoregressive.nade.NADE": {"hidden_units": 12},
+    "autoregressive.pixel_rnn.PixelRNN": {"layers": 2, "hidden": 3},
     "autoregressive.pixelcnn.PixelCNN": {"blocks": 2, "channels": 4},
     "autoregressive.pixelcnn_plus_plus.PixelCNNPlusPlus": {"blocks": 2, "channels": 4},
     "autoencoders.vae.VariationalAutoencoder": {

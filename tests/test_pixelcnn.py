@@ -1,4 +1,4 @@
-"""PixelCNN and PixelCNN++: causal, distributions, and painted row by row as by full passes."""
+"""PixelCNN, PixelRNN and PixelCNN++: causal, distributions, and painted as full passes would."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_zoo.autoregressive.binary_rows import BinaryRows
+from model_zoo.autoregressive.pixel_rnn import PixelRNN
 from model_zoo.autoregressive.pixelcnn import PixelCNN
 from model_zoo.autoregressive.pixelcnn_plus_plus import PixelCNNPlusPlus, log_mass
 from model_zoo.autoregressive.row_step import keep_likely
 
 Array = np.ndarray
-Model = PixelCNN | PixelCNNPlusPlus
+Model = BinaryRows | PixelCNNPlusPlus
 
 NEAR_TIE = 1e-4
 """Two samplers may differ where a cumulative probability is this close to the uniform number."""
@@ -23,11 +25,14 @@ NEAR_TIE = 1e-4
 MODELS: Mapping[str, Callable[[], Model]] = {
     "binary": lambda: PixelCNN((1, 6, 9), blocks=3, channels=6),
     "binary, one row high": lambda: PixelCNN((1, 1, 5), blocks=1, channels=4),
+    "recurrent": lambda: PixelRNN((1, 6, 9), layers=2, hidden=3),
+    "recurrent, one row high": lambda: PixelRNN((1, 1, 5), layers=1, hidden=2),
     "8-bit": lambda: PixelCNNPlusPlus((1, 7, 6), blocks=4, channels=4),
     "few levels": lambda: PixelCNNPlusPlus((1, 5, 4), 2, channels=3, levels=5, reach=1),
 }
 TINY: Mapping[str, Callable[[], Model]] = {
     "binary": lambda: PixelCNN((1, 2, 2), blocks=2, channels=4),
+    "recurrent": lambda: PixelRNN((1, 2, 2), layers=2, hidden=2),
     "few levels": lambda: PixelCNNPlusPlus((1, 2, 2), 2, channels=4, logistics=2, levels=3),
 }
 
@@ -43,14 +48,14 @@ def with_opinions(make: Callable[[], Model], sharpness: float = 3.0) -> Model:
 
 
 def level_count(model: Model) -> int:
-    return 2 if isinstance(model, PixelCNN) else model.levels
+    return 2 if isinstance(model, BinaryRows) else model.levels
 
 
 @torch.no_grad()
 def distributions(model: Model, levels: Array) -> Array:
     """Return p(x_i | x_1 .. x_i-1) of every level by a full pass, [N, H, W, levels]."""
     images = torch.from_numpy(levels)
-    if isinstance(model, PixelCNN):
+    if isinstance(model, BinaryRows):
         on = model.logits(images[:, None].float())[:, 0].double().sigmoid()
         return torch.stack([1 - on, on], dim=-1).numpy()
     mixture = model.mixture(images).double()
@@ -60,7 +65,7 @@ def distributions(model: Model, levels: Array) -> Array:
 @torch.no_grad()
 def log_probability(model: Model, levels: Array) -> Array:
     images = torch.from_numpy(levels)
-    if isinstance(model, PixelCNN):
+    if isinstance(model, BinaryRows):
         return model.log_probability(images[:, None].float()).numpy()
     return model.log_probability(images).numpy()
 
@@ -96,6 +101,30 @@ def test_a_pixel_of_the_binary_one_sees_three_rows_and_one_for_every_block() -> 
         other = levels.copy()
         other[0, row] = 1
         assert np.array_equal(distributions(model, other)[0, 8, 2], seen) != is_seen
+
+
+def test_a_pixel_of_the_recurrent_one_sees_a_triangle_up_to_the_first_row() -> None:
+    """Of one layer behind a convolution that reaches 3 up and to the sides."""
+    model = with_opinions(lambda: PixelRNN((1, 9, 21), layers=1, hidden=4))
+    levels = np.zeros((1, 9, 21), np.int64)
+    seen = distributions(model, levels)[0, 8, 10]
+    for row, column, is_seen in ((0, 10, True), (1, 17, True), (5, 15, True), (5, 16, False)):
+        other = levels.copy()
+        other[0, row, column] = 1
+        assert np.array_equal(distributions(model, other)[0, 8, 10], seen) != is_seen
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_of_likelihoods_says_what_the_model_says(name: str) -> None:
+    model = with_opinions(MODELS[name])
+    height, width = model.image_shape[1:]
+    levels = np.random.default_rng(1).integers(level_count(model), size=(3, height, width))
+    graph = model.graphs()[0].module
+    with torch.no_grad():
+        total, of_pixels = graph(torch.from_numpy(levels)[:, None].float())
+    np.testing.assert_allclose(total, log_probability(model, levels), rtol=1e-5)
+    of_levels = np.take_along_axis(distributions(model, levels), levels[..., None], axis=3)
+    np.testing.assert_allclose(of_pixels, np.log(of_levels[..., 0]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -194,7 +223,7 @@ def test_rows_paint_what_a_full_pass_draws(name: str, filters: str) -> None:
     assert near_tie.mean() < 0.05 or level_count(model) > 100, "or nothing is proved"
 
 
-@pytest.mark.parametrize("name", ["binary", "8-bit"])
+@pytest.mark.parametrize("name", ["binary", "recurrent", "8-bit"])
 def test_images_at_different_rows_of_one_call_are_those_painted_alone(name: str) -> None:
     model = with_opinions(MODELS[name])
     uniform = uniforms(model, 5)
@@ -205,7 +234,7 @@ def test_images_at_different_rows_of_one_call_are_those_painted_alone(name: str)
         np.testing.assert_allclose(together[1, [image]], scored, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["binary", "8-bit"])
+@pytest.mark.parametrize("name", ["binary", "recurrent", "8-bit"])
 def test_a_forced_beginning_is_continued_alike_with_the_likelihood_of_the_whole(name: str) -> None:
     model = with_opinions(MODELS[name])
     uniform = uniforms(model, 4)
@@ -239,7 +268,7 @@ def test_samples_follow_the_distribution(name: str) -> None:
         assert (statistic < CHI_SQUARE_LIMITS[name]) == fits
 
 
-CHI_SQUARE_LIMITS = {"binary": 37.7, "few levels": 124.8}
+CHI_SQUARE_LIMITS = {"binary": 37.7, "recurrent": 37.7, "few levels": 124.8}
 """Of 15 and of 80 degrees of freedom."""
 
 
@@ -248,7 +277,7 @@ def two_percent_away(model: Model, probability: Array) -> Model:
     for shift in np.linspace(0.005, 1, 200):
         other = deepcopy(model)
         with torch.no_grad():
-            last: Tensor = other.head[3].bias if isinstance(other, PixelCNN) else other.head.bias
+            last: Tensor = list(other.head.parameters())[-1]  # its bias
             last[0] += float(shift)
         theirs = np.exp(log_probability(other, all_images(other)).astype(np.float64))
         variation = 0.5 * np.abs(theirs - probability).sum()

@@ -1,47 +1,28 @@
 """What the families that draw one binary pixel after another have in common.
 
 Each is p(x) = prod_d p(x_d | x_<d) over the pixels in reading order, every factor a Bernoulli
-distribution whose log odds it computes in its own way. While training, every pixel is drawn afresh
-with its grey value as probability (dynamic binarisation).
+distribution whose log odds it computes in its own way.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from model_zoo.autoregressive.binary_images import BinaryImages
 from model_zoo.autoregressive.draw import Draw, Recurrence, log_probabilities, of_values
-from model_zoo.cards import (
-    BINARISATION,
-    EXACT_PROBABILITY,
-    image_event,
-    image_preprocess,
-    sampling_controls,
-)
-from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
-from model_zoo.layers import binarise, standard_error
-
-CHUNK = 250  # images measured at a time
+from model_zoo.cards import sampling_controls
+from model_zoo.family import Card, Graph, Port
 
 
-class BinaryPixels(Family):
-    """A density over binary images, exact, pixel after pixel."""
-
-    family: str
-    """The word for people."""
-    published: ClassVar[Mapping[str, Any]]
-    """The figure to set ours beside: dataset, value and source."""
+class BinaryPixels(BinaryImages):
+    """A density over binary images as vectors of D pixels."""
 
     def __init__(self, image_shape: tuple[int, int, int]):
         """Build for grey images [1, height, width]."""
-        super().__init__()
-        self.image_shape = tuple(image_shape)
+        super().__init__(image_shape)
         self.pixels = math.prod(self.image_shape)
 
     @abstractmethod
@@ -56,44 +37,16 @@ class BinaryPixels(Family):
         """Return log p(x_d | x_<d) in nats, [N, D], for x [N, D] in {0, 1}."""
         return of_values(log_probabilities(self.logits(x)), x)
 
-    def objectives(self) -> dict[str, Objective]:
-        """Return the one loss: -log p(x) of binarised images, in nats."""
-        return {"likelihood": Objective(list(self.parameters()), self._loss)}
-
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return -self._log_likelihood(binarise(batch.images, generator)).mean()
-
-    def _log_likelihood(self, images: Tensor) -> Tensor:
-        return self.log_probabilities(images.flatten(1)).sum(dim=1)
-
-    @torch.no_grad()
-    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
-        """Measure the exact log-likelihood of all images, each binarised once."""
-        binary = Batch(binarise(data.images, generator), data.labels)
-        nats = torch.cat([self._log_likelihood(part.images) for part in in_chunks(binary, CHUNK)])
-        protocol = "exact log P(x), pixels drawn 0 or 1 by their grey value once"
-        return [
-            Figure(
-                "log_likelihood",
-                nats.mean().item(),
-                "nats",
-                protocol,
-                standard_error(nats),
-                self.published,
-            )
-        ]
+    def log_probability(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, [N], for x in {0, 1}, [N, 1, H, W]."""
+        return self.log_probabilities(x.flatten(1)).sum(dim=1)
 
     def card(self) -> Card:
         """Describe the model to those who serve it."""
         controls = sampling_controls(levels=2)
-        return Card(
-            family=self.family,
-            event=image_event(self.image_shape),
-            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
-            # Of two levels, top_k and top_p leave both or one: that is greedy.
-            controls={name: controls[name] for name in ("greedy", "temperature")},
-            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
-            program="ancestral",
+        # Of two levels, top_k and top_p leave both or one: that is greedy.
+        return self.described(
+            "ancestral", {name: controls[name] for name in ("greedy", "temperature")}
         )
 
     def graphs(self) -> tuple[Graph, ...]:

@@ -35,7 +35,6 @@ class MaskedRow(RowNetwork):
         self.blocks: list[MaskedResidualBlock] = blocks  # type: ignore[assignment]
         self.levels, self.features, self.reach = 2, 1, first.reach
         self.cached = len(self.blocks), self.blocks[0].narrow.out_channels
-        self.keeps_its_row = True
         self.looks: list[Pointwise] = looks or nn.ModuleList()  # type: ignore[assignment]
         self.told = self.looks[0].in_channels if looks else 0
 
@@ -43,24 +42,19 @@ class MaskedRow(RowNetwork):
         """Return 0 or 1, [B, 1]."""
         return levels.unsqueeze(1).to(torch.float32)
 
-    def look_up(
-        self, rows_above: Tensor, activations: Tensor, told: Tensor | None
-    ) -> tuple[Pixel, None]:
-        """Return what each masked convolution sees above; its own row becomes the next cache.
-
-        Behind that, what each block is told.
-        """
+    def look_up(self, rows_above: Tensor, activations: Tensor, told: Tensor | None) -> Pixel:
+        """Return what each masked convolution sees above, and behind that what each is told."""
         first = self.first
         coming = [one_row(first.masked_weight()[:, :, :-1], first.bias, rows_above)]
         for block, rows in zip(self.blocks, activations, strict=True):
             coming.append(one_row(block.around.weight[:, :, :-1], block.around.bias, rows))
         if told is None:
-            return tuple(coming), None
+            return tuple(coming)
         of_first, *of_blocks = (look(told) for look in self.looks)
-        return (coming[0] + of_first, *coming[1:], *of_blocks), None
+        return coming[0] + of_first, *coming[1:], *of_blocks
 
-    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
-        """Run the network at one pixel."""
+    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel, Pixel]:
+        """Run the network at one pixel; the next one and those below see the same of it."""
         first = self.first
         # [outputs, 1, reach] of the row itself; the mask hides the pixel and what is beyond.
         h = coming[0] + linear(before.flatten(1), first.weight[:, 0, -1, : first.reach])
@@ -74,4 +68,4 @@ class MaskedRow(RowNetwork):
             h = h + block.widen((above + linear(beside, kernel)).relu())
             seen.append(narrow)
         odds = self.head(h)
-        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen)
+        return torch.cat([torch.zeros_like(odds), odds], dim=1), tuple(seen), tuple(seen)

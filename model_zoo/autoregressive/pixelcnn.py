@@ -12,39 +12,29 @@ value as probability whenever they are looked at (dynamic binarisation).
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
+from model_zoo.autoregressive.binary_rows import BinaryRows
 from model_zoo.autoregressive.masked_layers import (
     MaskedConvolution,
     MaskedResidualBlock,
     Pointwise,
 )
 from model_zoo.autoregressive.masked_row import MaskedRow
-from model_zoo.autoregressive.scanned_row_step import row_steps
-from model_zoo.cards import (
-    BINARISATION,
-    EXACT_PROBABILITY,
-    image_event,
-    image_preprocess,
-    sampling_controls,
-)
-from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
-from model_zoo.layers import binarise, standard_error
-
-CHUNK = 250  # images measured at a time
-PUBLISHED = {
-    "dataset": "mnist",
-    "value": -81.45,
-    "source": "PixelCNN, dynamic binarisation, pytorch-generative README",
-}
+from model_zoo.autoregressive.scanned_row_step import RowNetwork
 
 
-class PixelCNN(Family):
+class PixelCNN(BinaryRows):
     """Autoregressive model of black and white images."""
+
+    family = "PixelCNN"
+    published: ClassVar = {
+        "dataset": "mnist",
+        "value": -81.45,
+        "source": "PixelCNN, dynamic binarisation, pytorch-generative README",
+    }
 
     def __init__(
         self,
@@ -56,8 +46,7 @@ class PixelCNN(Family):
 
         A pixel sees 3 + `blocks` rows up, one column less far to the right with each of them.
         """
-        super().__init__()
-        self.image_shape = tuple(image_shape)
+        super().__init__(image_shape)
         self.first = MaskedConvolution(1, channels, 7, "A")
         change = 1 / math.sqrt(blocks)  # so that all of them together change no more than one
         self.blocks = nn.ModuleList([MaskedResidualBlock(channels, change) for _ in range(blocks)])
@@ -72,61 +61,6 @@ class PixelCNN(Family):
             h = block(h)
         return self.head(h).float()
 
-    def log_probabilities(self, x: Tensor) -> Tensor:
-        """Return log p(x_i | x_1 .. x_i-1) in nats, [N, 1, H, W], for x in {0, 1}."""
-        return logsigmoid((2 * x - 1) * self.logits(x))
-
-    def log_probability(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats, [N], for x in {0, 1} (equation 1)."""
-        return self.log_probabilities(x).flatten(1).sum(dim=1)
-
-    def objectives(self) -> dict[str, Objective]:
-        """Return the one loss: -log p(x) of binarised images, in nats."""
-        return {"pixelcnn": Objective(list(self.parameters()), self._loss)}
-
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return -self.log_probability(binarise(batch.images, generator)).mean()
-
-    @torch.no_grad()
-    def evaluate(self, data: Batch, generator: torch.Generator) -> list[Figure]:
-        """Measure the exact log-likelihood of all images, each binarised once."""
-        binary = Batch(binarise(data.images, generator), data.labels)
-        nats = torch.cat([self.log_probability(part.images) for part in in_chunks(binary, CHUNK)])
-        protocol = "exact log P(x), pixels drawn 0 or 1 by their grey value once"
-        error = standard_error(nats)
-        return [Figure("log_likelihood", nats.mean().item(), "nats", protocol, error, PUBLISHED)]
-
-    def card(self) -> Card:
-        """Describe the model to those who serve it."""
-        return Card(
-            family="PixelCNN",
-            event=image_event(self.image_shape),
-            preprocess=image_preprocess(0.0, 1.0, binarisation=BINARISATION),
-            controls=sampling_controls(2),
-            operations={"sample": {}, "complete": {}, "likelihood": EXACT_PROBABILITY},
-            program="raster_rows",
-        )
-
-    def graphs(self) -> tuple[Graph, ...]:
-        """Return log_likelihood and both row steps; sets eval mode."""
-        data = Port("data", "data", self.image_shape)
-        log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
-        graph = LogProbability(self).eval()
-        return (
-            Graph("log_likelihood", graph, (data,), (log_likelihood, of_pixels)),
-            *row_steps(MaskedRow(self.first, self.blocks, self.head, self.image_shape[2])),
-        )
-
-
-class LogProbability(nn.Module):
-    """Graph: binary image to log p(x), pixel by pixel too."""
-
-    def __init__(self, model: PixelCNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, 1, H, W] in {0, 1} to nats, [N] and [N, H, W]."""
-        of_pixels = self.model.log_probabilities(data).squeeze(1)
-        return of_pixels.flatten(1).sum(dim=1), of_pixels
+    def row_network(self) -> RowNetwork:
+        """Return the model as a row sees it."""
+        return MaskedRow(self.first, self.blocks, self.head, self.image_shape[2])

@@ -159,7 +159,6 @@ class PixelCNNPlusPlusRow(RowNetwork):
         self.model, self.width = model, model.image_shape[2]
         self.levels, self.features, self.reach = model.levels, 2, model.reach
         self.cached = len(model.blocks), model.first_up.out_channels
-        self.keeps_its_row = False
         every = torch.arange(model.levels)
         self.register_buffer("every_level", every, persistent=False)
 
@@ -167,10 +166,8 @@ class PixelCNNPlusPlusRow(RowNetwork):
         """Return brightness and one, [B, 2]."""
         return self.model.pixels(levels)
 
-    def look_up(
-        self, rows_above: Tensor, activations: Tensor, told: Tensor | None
-    ) -> tuple[Pixel, Tensor]:
-        """Return what the second stream gets from above and from the first, block by block."""
+    def look_up(self, rows_above: Tensor, activations: Tensor, told: Tensor | None) -> Pixel:
+        """Return what the second stream gets from the first, and the first itself, by blocks."""
         first = self.model.first_up
         v = one_row(first.weight, first.bias, rows_above)  # [W, B, C]
         coming, kept = [self.model.first_across(v)], []
@@ -184,27 +181,27 @@ class PixelCNNPlusPlusRow(RowNetwork):
             if not block.has_shortcut:
                 passed.append(v)
             coming.append(block.across(v.relu()))
-        return tuple(coming), torch.stack(kept)
+        return *coming, *kept
 
-    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
-        """Run the second stream at one pixel."""
-        h = coming[0] + to_the_left(self.model.first_left, before)
+    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel, Pixel]:
+        """Run the second stream at one pixel; the first is what those below see."""
+        across, kept = coming[: len(left) + 1], coming[len(left) + 1 :]
+        h = across[0] + to_the_left(self.model.first_left, before.transpose(1, 2))
         seen: list[Tensor] = []
         passed: list[Tensor] = []
-        for block, last, heard in zip(self.model.blocks, left, coming[1:], strict=True):
+        for block, last, heard in zip(self.model.blocks, left, across[1:], strict=True):
             seen.append(h)
-            beside = to_the_left(block.left, torch.stack([last, h], dim=1).relu())
+            beside = to_the_left(block.left, torch.stack([last, h], dim=2).relu())
             h = block.beside(h, beside + heard, passed.pop() if block.has_shortcut else None)
             if not block.has_shortcut:
                 passed.append(h)
         mixture = self.model.head(h.relu())  # [B, 3 * logistics]
-        return log_mass(mixture, self.every_level, self.levels), tuple(seen)
+        return log_mass(mixture, self.every_level, self.levels), tuple(seen), kept
 
 
 def to_the_left(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """Apply a kernel [outputs, C, 1, columns] to so many pixels [B, columns, C]: [B, outputs]."""
-    kernel = convolution.weight[:, :, 0].transpose(1, 2).flatten(1)
-    return linear(pixels.flatten(1), kernel, convolution.bias)
+    """Apply a kernel [outputs, C, 1, columns] to so many pixels [B, C, columns]: [B, outputs]."""
+    return linear(pixels.flatten(1), convolution.weight.flatten(1), convolution.bias)
 
 
 def log_mass(mixture: Tensor, levels: Tensor, count: int) -> Tensor:

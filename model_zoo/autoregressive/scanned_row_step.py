@@ -35,30 +35,26 @@ class RowNetwork(nn.Module, ABC):
     reach: int
     cached: tuple[int, int]
     told: int = 0
-    keeps_its_row: bool
-    """Whether what `look_left` has seen is the next cache; otherwise `look_up` returns it."""
 
     @abstractmethod
     def pixels(self, levels: Tensor) -> Tensor:
         """Map levels [B] to the features of a pixel, [B, features]."""
 
     @abstractmethod
-    def look_up(
-        self, rows_above: Tensor, activations: Tensor, told: Tensor | None
-    ) -> tuple[Pixel, Tensor | None]:
-        """Return what comes from above for every column, [W, B, *] each, and the next cache.
+    def look_up(self, rows_above: Tensor, activations: Tensor, told: Tensor | None) -> Pixel:
+        """Return what comes from above for every column, [W, B, *] each.
 
         `rows_above` are [B, features, reach, W], `activations` [layers, B, C, 1, W]; what is told,
-        if anything, [W, B, told], may go along with what comes from above. The next cache is
-        [layers, W, B, C], or None where the network `keeps_its_row`.
+        if anything, [W, B, told], may go along with what comes from above.
         """
 
     @abstractmethod
-    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel]:
-        """Return the logits [B, levels] of a pixel, and what the next one looks back at.
+    def look_left(self, before: Tensor, left: Pixel, coming: Pixel) -> tuple[Tensor, Pixel, Pixel]:
+        """Return the logits [B, levels] of a pixel, and what the next one and those below see.
 
-        That is the activation of every cached layer, [B, C]. `before` are the `reach` pixels to the
-        left, [B, reach, features]; `left` is what was returned for the last of them.
+        The next one sees an activation of every cached layer, [B, C], and so do those below, which
+        may see another. `before` are the `reach` pixels to the left, [B, reach, features]; `left`
+        is what the last of them left for this one.
         """
 
 
@@ -120,14 +116,12 @@ class ScannedRowStep(Scan):
         # [W, B, reach * features] -> [B, features, reach, W]
         rows = rows_above.unflatten(2, (network.reach, network.features)).permute(1, 3, 2, 0)
         # [layers, W, B, C] -> [layers, B, C, 1, W]
-        coming, kept = network.look_up(rows, activations.permute(0, 2, 3, 1).unsqueeze(3), told)
+        coming = network.look_up(rows, activations.permute(0, 2, 3, 1).unsqueeze(3), told)
         nothing = torch.zeros_like(temperature).unsqueeze(1)  # [B, 1]
         before = nothing.unsqueeze(2).repeat(1, network.reach, network.features)
         left = [nothing.repeat(1, channels) for _ in range(layers)]
-        # [layers, W, B, C] -> [W, B, layers, C]
-        passed_on = () if kept is None else (kept.permute(1, 2, 0, 3),)
         choices = temperature.clamp(min=COLDEST), *filters
-        return (before, *left, *choices), (*coming, *passed_on, rows_above, forced, uniform)
+        return (before, *left, *choices), (*coming, rows_above, forced, uniform)
 
     def step(self, states: Pixel, items: Pixel) -> tuple[Pixel, Pixel]:
         """Draw a pixel of every image."""
@@ -135,8 +129,7 @@ class ScannedRowStep(Scan):
         before, *left = states[: layers + 1]
         temperature, *filters = choices = states[layers + 1 :]
         *coming, above, forced, uniform = items
-        kept = [] if self.network.keeps_its_row else [coming.pop()]
-        logits, seen = network.look_left(before, tuple(left), tuple(coming))
+        logits, seen, kept = network.look_left(before, tuple(left), tuple(coming))
         probability = (logits / temperature.unsqueeze(1)).softmax(dim=1)
         if filters:
             probability = keep_likely(probability, *filters)
@@ -144,7 +137,7 @@ class ScannedRowStep(Scan):
         pixel = network.pixels(level)
         next_before = torch.cat([before[:, 1:], pixel.unsqueeze(1)], dim=1)
         next_above = torch.cat([above[:, network.features :], pixel], dim=1)
-        next_activations = kept[0] if kept else torch.stack(seen, dim=1)  # [B, layers, C]
+        next_activations = torch.stack(kept, dim=1)  # [B, layers, C]
         return (next_before, *seen, *choices), (level, logits, next_above, next_activations)
 
     def finish(self, *results: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

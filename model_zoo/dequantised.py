@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.cards import likelihood_bound
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Family, Figure, Graph, Port
+from model_zoo.family import Batch, Family, Figure, Function, Graph, Port
 from model_zoo.layers import standard_error, uniform_noise
 
 LEVELS = 256
@@ -64,16 +64,5 @@ class DequantisedDensity(Family):
         data = Port("data", "data", self.image_shape)
         noise = Port("noise", "noise", self.image_shape, "float32", "uniform", "dequantisation")
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        return Graph("log_likelihood", LogDensity(self).eval(), (data, noise), (log_likelihood,))
-
-
-class LogDensity(nn.Module):
-    """Graph: levels and dequantisation noise to one log density."""
-
-    def __init__(self, model: DequantisedDensity):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, noise: Tensor) -> Tensor:
-        """Map [N, C, H, W] in 0..255 and as many uniforms in (0, 1) to nats, [N]."""
-        return self.model.log_density(data + noise)
+        of_levels = Function(self, lambda levels, uniform: self.log_density(levels + uniform))
+        return Graph("log_likelihood", of_levels.eval(), (data, noise), (log_likelihood,))

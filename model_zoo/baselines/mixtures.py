@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
 from model_zoo.dequantised import BIN_CENTRE, LIKELIHOOD, DequantisedDensity
-from model_zoo.family import Card, Graph, Objective, Port
+from model_zoo.family import Card, Function, Graph, Objective, Port
 from model_zoo.layers import LOG_TWO_PI
 
 
@@ -66,6 +66,10 @@ class MixtureOfNormals(DequantisedDensity):
         x = means[chosen] + deviations * latent
         return x.unflatten(1, self.image_shape)
 
+    def draw_levels(self, latent: Tensor, uniform: Tensor) -> Tensor:
+        """Return the same as levels [N, C, H, W], not yet rounded."""
+        return self.draw(latent, uniform) - BIN_CENTRE
+
     def objectives(self) -> dict[str, Objective]:
         """Return none: `conclude` fits all that there is."""
         return {}
@@ -87,18 +91,6 @@ class MixtureOfNormals(DequantisedDensity):
         noise = Port("noise", "noise", (1,), "float32", "uniform", "component")
         data = Port("data", "data", self.image_shape)
         return (
-            Graph("decode", Draw(self).eval(), (latent, noise), (data,)),
+            Graph("decode", Function(self, self.draw_levels).eval(), (latent, noise), (data,)),
             self.log_likelihood_graph(),
         )
-
-
-class Draw(nn.Module):
-    """Graph: the place within a component, and a uniform that picks one, to levels."""
-
-    def __init__(self, model: MixtureOfNormals):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor, noise: Tensor) -> Tensor:
-        """Map [N, D] and [N, 1] to [N, C, H, W], not yet rounded."""
-        return self.model.draw(latent, noise) - BIN_CENTRE

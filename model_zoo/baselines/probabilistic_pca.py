@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from model_zoo.baselines.fitting import fitted, seed_of, squared_error
 from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
 from model_zoo.dequantised import BIN_CENTRE, LIKELIHOOD, DequantisedDensity
-from model_zoo.family import Batch, Card, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import LOG_TWO_PI
 
 
@@ -48,6 +48,10 @@ class ProbabilisticPCA(DequantisedDensity):
     def decode(self, latent: Tensor) -> Tensor:
         """Return the mean of p(x|z), [N, C, H, W], in dequantised levels."""
         return linear(latent, self.weight, self.mean).unflatten(1, self.image_shape)
+
+    def decode_levels(self, latent: Tensor) -> Tensor:
+        """Map latents [N, Q] to levels of the mean picture, [N, C, H, W], not yet rounded."""
+        return self.decode(latent) - BIN_CENTRE
 
     def log_density(self, levels: Tensor) -> Tensor:
         """Return log p in nats, [N] (equations 4 and 5), with respect to Lebesgue measure."""
@@ -116,7 +120,7 @@ class ProbabilisticPCA(DequantisedDensity):
         log_likelihood = self.log_likelihood_graph()
         return (
             Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("decode", Function(self, self.decode_levels).eval(), (latent,), (data,)),
             replace(log_likelihood, module=LogDensity(self).eval()),
         )
 
@@ -135,18 +139,6 @@ class Encode(nn.Module):
         """Map [N, C, H, W] in 0..255 to two [N, Q]; the deviation is the same for all images."""
         mean = self.model.posterior(data + BIN_CENTRE, self.inverse)
         return mean, self.deviation.expand_as(mean)
-
-
-class Decode(nn.Module):
-    """Graph: latent to the mean picture."""
-
-    def __init__(self, model: ProbabilisticPCA):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, Q] to levels [N, C, H, W], not yet rounded."""
-        return self.model.decode(latent) - BIN_CENTRE
 
 
 class LogDensity(nn.Module):

@@ -24,7 +24,7 @@ from model_zoo.cards import (
     normal_latent,
 )
 from model_zoo.dequantised import BIN_CENTRE, LEVELS, LIKELIHOOD, DequantisedDensity
-from model_zoo.family import Batch, Card, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Function, Graph, Objective, Port
 from model_zoo.layers import standard_normal_log_density
 
 
@@ -142,6 +142,18 @@ class FlowOfLevels(DequantisedDensity):
         log_density = standard_normal_log_density(latent) + log_determinant
         return log_density, latent.norm(dim=1)
 
+    def encode_levels(self, levels: Tensor) -> Tensor:
+        """Map levels 0..255 [N, C, H, W] to the latents of the centres of their bins, [N, D]."""
+        return self.encode(levels + BIN_CENTRE)[0]
+
+    def decode_levels(self, latent: Tensor) -> Tensor:
+        """Map latents [N, D] to levels [N, C, H, W], of which the nearest whole number is one."""
+        return self.decode(latent) - BIN_CENTRE
+
+    def log_density_and_norm_of(self, levels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both of levels 0..255 with as many uniforms in (0, 1), [N]."""
+        return self.log_density_and_norm(levels + noise)
+
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: bits per dimension of dequantised images."""
         return {"flow": Objective(list(self.parameters()), self._loss)}
@@ -175,52 +187,15 @@ class FlowOfLevels(DequantisedDensity):
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
         latent_norm = Port("latent_norm", "statistic", ())
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent,)),
-            Graph("decode", Decode(self).eval(), (latent,), (data,)),
+            Graph("encode", Function(self, self.encode_levels).eval(), (data,), (latent,)),
+            Graph("decode", Function(self, self.decode_levels).eval(), (latent,), (data,)),
             Graph(
                 "log_likelihood",
-                LogDensityAndNorm(self).eval(),
+                Function(self, self.log_density_and_norm_of).eval(),
                 (data, noise),
                 (log_likelihood, latent_norm),
             ),
         )
-
-
-class Encode(nn.Module):
-    """Graph: levels to the latent of the centre of their bin."""
-
-    def __init__(self, model: FlowOfLevels):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> Tensor:
-        """Map [N, C, H, W] in 0..255 to [N, D]."""
-        latent, _ = self.model.encode(data + BIN_CENTRE)
-        return latent
-
-
-class Decode(nn.Module):
-    """Graph: latent to levels, not yet rounded."""
-
-    def __init__(self, model: FlowOfLevels):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, D] to [N, C, H, W]; the nearest whole number is the level."""
-        return self.model.decode(latent) - BIN_CENTRE
-
-
-class LogDensityAndNorm(nn.Module):
-    """Graph: levels and dequantisation noise to one log density and the length of the latent."""
-
-    def __init__(self, model: FlowOfLevels):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, C, H, W] in 0..255 and as many uniforms in (0, 1) to nats and length, [N]."""
-        return self.model.log_density_and_norm(data + noise)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

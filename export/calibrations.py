@@ -22,9 +22,12 @@ UNCALIBRATED = {
     "mnist-cvae",  # for its classes
     "mnist-vq-vae",  # for its codes
     "mnist-vq-vae-2",
-    "mnist-glow",  # others of their branches judge digits as well
+    "mnist-8x8-ffjord",  # others of their branches judge digits as well
+    "mnist-glow",
     "mnist-binary-pixelcnn",
+    "mnist-made",
     "mnist-pixel-rnn",
+    "mnist-pixel-vae",
     "mnist-pixelcnn-plus-plus",
     "mnist-fvbn",
     "mnist-dbm",

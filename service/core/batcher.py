@@ -41,6 +41,7 @@ Release = Literal["full", "drained", "shared"]
 
 _NICENESS = 10
 _CROWDED_SECONDS = 1.0  # since the last refusal
+_LATENESS = 1.15  # times what is foreseen: a core that refuses many has less left for the models
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,8 @@ class Batcher:
         if queued + rows > bound:
             self._refused = now
             raise _queue_full(f"{queued} rows are queued and the limit is {bound}", wait)
-        if now + wait + self._run_seconds(graphs, queued + rows, rows) > deadline:
+        seconds = wait + self._run_seconds(graphs, queued + rows, rows)
+        if now + _LATENESS * seconds > deadline:
             self._refused = now
             reason = f"{queued} rows are queued, for longer than the deadline of the request allows"
             raise _queue_full(reason, wait)

@@ -48,7 +48,7 @@ from model_zoo.cards import (
     sampling_controls,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import (
     binarise,
     normal_noise,
@@ -105,6 +105,15 @@ class PixelVAE(Family):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map x in {0, 1} to mean and log deviation of q(z|x), each [N, latent]."""
         return split_posterior(self.encoder(2 * x - 1))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map x in {0, 1} to mean and deviation of q(z|x), each [N, latent]."""
+        mean, log_deviation = self.encode(x)
+        return mean, log_deviation.exp()
+
+    def features(self, latent: Tensor) -> Tensor:
+        """Map [N, latent] to what the masked layers are told of every pixel, [N, H, W, F]."""
+        return self.decoder(latent).permute(0, 2, 3, 1)
 
     def logits(self, x: Tensor, features: Tensor) -> Tensor:
         """Map x in {0, 1}, [N, 1, H, W], and features of z, [N, F, H, W], to each log odds."""
@@ -231,71 +240,22 @@ class PixelVAE(Family):
         height, width = self.image_shape[1:]
         features = Port("features", "features", (height, width, row.told))
         return (
-            Graph("encode", Encode(self).eval(), (data,), (latent, deviation)),
-            Graph("features", Features(self).eval(), (latent,), (features,)),
+            Graph("encode", Function(self, self.posterior).eval(), (data,), (latent, deviation)),
+            Graph("features", Function(self, self.features).eval(), (latent,), (features,)),
             Graph("row_step", step, step.input_ports(), step.output_ports()),
             Graph(
                 "log_likelihood",
-                LogWeight(self).eval(),
+                Function(self, self.log_weight_and_statistics).eval(),
                 (data, noise),
                 (log_likelihood, *statistics),
             ),
             Graph(
                 "log_mass_given_latent",
-                LogMassGivenLatent(self).eval(),
+                Function(self, self.log_mass_given).eval(),
                 (data, latent),
                 (log_likelihood,),
             ),
         )
-
-
-class Encode(nn.Module):
-    """Graph: image to mean and deviation of the posterior."""
-
-    def __init__(self, model: PixelVAE):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, 1, H, W] in {0, 1} to two [N, latent]."""
-        mean, log_deviation = self.model.encode(data)
-        return mean, log_deviation.exp()
-
-
-class Features(nn.Module):
-    """Graph: latent to what the masked layers are told of every pixel."""
-
-    def __init__(self, model: PixelVAE):
-        super().__init__()
-        self.model = model
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Map [N, latent] to [N, H, W, F]."""
-        return self.model.decoder(latent).permute(0, 2, 3, 1)
-
-
-class LogWeight(nn.Module):
-    """Graph: binary image and posterior noise to one log importance weight, and statistics."""
-
-    def __init__(self, model: PixelVAE):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Map [N, 1, H, W] in {0, 1} and [N, latent] to four [N], all but the last in nats."""
-        return self.model.log_weight_and_statistics(data, noise)
-
-
-class LogMassGivenLatent(nn.Module):
-    """Graph: binary image and any latent to the probability of the one given the other."""
-
-    def __init__(self, model: PixelVAE):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, latent: Tensor) -> Tensor:
-        """Map [N, 1, H, W] in {0, 1} and [N, latent] to nats, [N]."""
-        return self.model.log_mass_given(data, latent)
 
 
 def _bound_figure(name: str, nats: Tensor, draws: str) -> Figure:

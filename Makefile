@@ -31,7 +31,7 @@ check: .venv/developing .venv-proto/ready
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto $(PROTO)
 	diff --recursive --exclude=__init__.py --exclude=__pycache__ build/proto/service/rpc/pb service/rpc/pb
 	$(BIN)/python -m service.core.manifest | diff - docs/manifest.schema.json
-	$(BIN)/python -m service.core.calibration | diff - docs/calibration.schema.json
+	$(BIN)/python -m service.core.scoring.calibration | diff - docs/calibration.schema.json
 
 fix: .venv/developing
 	$(BIN)/ruff check --fix .
@@ -56,7 +56,7 @@ proto: .venv-proto/ready
 
 schema: .venv/developing
 	$(BIN)/python -m service.core.manifest > docs/manifest.schema.json
-	$(BIN)/python -m service.core.calibration > docs/calibration.schema.json
+	$(BIN)/python -m service.core.scoring.calibration > docs/calibration.schema.json
 
 dashboards: .venv/developing
 	$(BIN)/python deploy/grafana/generate.py

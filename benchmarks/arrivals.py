@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.intervals import percentile
 from benchmarks.raster_models import RasterModel
-from service.core.lanes import Canvas, PaintJob
+from service.core.painting.lanes import Canvas, PaintJob
 
 MIX = {1: 0.50, 2: 0.15, 4: 0.15, 8: 0.10, 16: 0.06, 64: 0.04}
 """Images of a request, and how many of the requests ask for so many."""

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.intervals import Estimate, estimate
 from benchmarks.raster_models import RasterModel
-from service.core.lanes import Canvas
-from service.core.rows import RowScheduler
+from service.core.painting.lanes import Canvas
+from service.core.painting.rows import RowScheduler
 from service.metrics import Metrics
 
 BATCHES = (1, 4, 16, 64)

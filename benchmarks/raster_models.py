@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.exports import ARTIFACTS, ROOT, export_folder
 from service.core.artifact import load_artifact
 from service.core.batcher import LoadedGraph
-from service.core.lanes import Canvas
 from service.core.manifest import Manifest
+from service.core.painting.lanes import Canvas
 from service.runtime.onnx_session import OnnxSession
 from service.runtime.session import Session
 

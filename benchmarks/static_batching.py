@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
-from service.core.lanes import Canvas, PaintJob
 from service.core.manifest import Graph, Port
+from service.core.painting.lanes import Canvas, PaintJob
 
 Array = NDArray[Any]
 

@@ -16,10 +16,10 @@ from prometheus_client import CollectorRegistry
 from service import client
 from service.calibrate import NormalImages, calibrate, read_folder, read_sets
 from service.core.artifact import CALIBRATIONS, load_artifact
-from service.core.calibration import Calibration, save_calibration
 from service.core.manifest import OPERATIONS, Manifest
 from service.core.models import Model, Models
 from service.core.requests import LikelihoodRequest, Limits
+from service.core.scoring.calibration import Calibration, save_calibration
 from service.errors import ArtifactError, GenserveError, StartupError
 from service.keys import create_key
 from service.metrics import Metrics

@@ -10,7 +10,10 @@ import numpy as np
 
 from service import images as files
 from service.core.batcher import LoadedGraph
-from service.core.calibration import (
+from service.core.manifest import Manifest
+from service.core.preprocess import read_images
+from service.core.requests import LikelihoodRequest, Limits, Scale, as_array
+from service.core.scoring.calibration import (
     Calibration,
     Data,
     Protocol,
@@ -20,11 +23,8 @@ from service.core.calibration import (
     in_halves,
     make_calibration,
 )
-from service.core.likelihood import measure, rows_for_image
-from service.core.manifest import Manifest
-from service.core.preprocess import read_images
-from service.core.requests import LikelihoodRequest, Limits, Scale, as_array
-from service.core.scores import Floats, Levels, Statistic
+from service.core.scoring.likelihood import measure, rows_for_image
+from service.core.scoring.scores import Floats, Levels, Statistic
 from service.errors import GenserveError, InvalidImage, InvalidRequest, StartupError
 from service.progress import counted
 

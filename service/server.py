@@ -21,8 +21,8 @@ from service.api.connections import bounded_protocol
 from service.core.batcher import Batcher, LoadedGraph
 from service.core.engine import Engine
 from service.core.models import Models
+from service.core.painting.rows import RowScheduler
 from service.core.requests import Limits
-from service.core.rows import RowScheduler
 from service.errors import ModelNotFound, RepositoryUnavailable, StartupError
 from service.inference_metrics import InferenceMetrics
 from service.keys import Keys, read_keys

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from service.core.artifact import load_artifact
-from service.core.calibration import Calibration, Data, make_calibration, save_calibration
-from service.core.likelihood import measure
 from service.core.manifest import Split, read_manifest
 from service.core.requests import LikelihoodRequest, Limits
+from service.core.scoring.calibration import Calibration, Data, make_calibration, save_calibration
+from service.core.scoring.likelihood import measure
 from tests.fakes import SIDE
 from tests.test_models import open_session
 

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from service.api.app import OPERATIONS, create_app
 from service.api.bodies import JSON
-from service.core.calibration import Calibration
 from service.core.engine import Engine
+from service.core.scoring.calibration import Calibration
 from service.metrics import Metrics
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 from service.rpc.server import Rpc, create_server

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.core.calibration import Calibration
-from service.core.conformal import GROUPS
 from service.core.engine import Engine
 from service.core.requests import ConditionRequest, LikelihoodRequest, LikelihoodResult
+from service.core.scoring.calibration import Calibration
+from service.core.scoring.conformal import GROUPS
 from service.errors import InvalidRequest, NotCalibrated, OutOfRange
 from service.metrics import Metrics
 from service.server import build_engine

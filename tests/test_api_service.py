@@ -22,7 +22,7 @@ from service.api.problems import STATUS
 from service.api.schemas import LikelihoodBody, StreamCompleteBody, StreamSampleBody
 from service.core import operations as core
 from service.core.engine import Engine
-from service.core.resumption import read_token
+from service.core.painting.resumption import read_token
 from service.errors import GenserveError
 from service.metrics import Metrics
 from service.server import build_engine

@@ -38,7 +38,7 @@ from benchmarks.plain import VARIANTS
 from benchmarks.side_by_side import Case, best_plain, compare, over_plain
 from benchmarks.static_batching import StaticBatcher
 from service.core.batcher import LoadedGraph
-from service.core.rows import RowScheduler
+from service.core.painting.rows import RowScheduler
 from service.metrics import Metrics
 from tests.test_rows import HEIGHT, PORTS, Weaver, canvas, solo, soon
 

@@ -11,9 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.__main__ import main
-from service.core.calibration import Calibration, identify, read_calibration
 from service.core.manifest import read_manifest
 from service.core.requests import Anomaly
+from service.core.scoring.calibration import Calibration, identify, read_calibration
 from service.images import levels_to_png
 from service.metrics import Metrics
 from tests.calibrated import normal_images

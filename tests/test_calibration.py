@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.calibration import (
+from service.core.manifest import Split
+from service.core.scoring.calibration import (
     MINIMUM_IMAGES,
     Calibration,
     Data,
@@ -23,9 +24,8 @@ from service.core.calibration import (
     read_calibration,
     save_calibration,
 )
-from service.core.conformal import p_values
-from service.core.manifest import Split
-from service.core.scores import CODEC
+from service.core.scoring.conformal import p_values
+from service.core.scoring.scores import CODEC
 from service.errors import ArtifactError, InvalidRequest, OutOfRange
 from tests.test_scores import normal_statistics
 
@@ -263,7 +263,7 @@ def test_what_does_not_decompress_to_a_calibration_is_refused_by_name(
     spoil: Callable[[bytes], bytes],
     words: str,
 ) -> None:
-    monkeypatch.setattr("service.core.calibration._MAXIMUM_BYTES", 2**20 - 1)
+    monkeypatch.setattr("service.core.scoring.calibration._MAXIMUM_BYTES", 2**20 - 1)
     path = save_calibration(tmp_path, calibration)
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(ArtifactError, match=rf"{path.name}.*({words})"):

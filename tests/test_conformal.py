@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.conformal import (
+from service.core.scoring.conformal import (
     GROUPS,
     drift,
     group_p_value,

@@ -11,7 +11,8 @@ from PIL import Image
 from benchmarks.anomaly.page import ABOVE
 from benchmarks.anomaly.scoring import compared_models
 from docs import zoo
-from service.core import calibration, manifest
+from service.core import manifest
+from service.core.scoring import calibration
 
 ROOT = Path(__file__).parent.parent
 GALLERY = (ROOT / "docs" / "gallery.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.core.drift import WINDOW
 from service.core.engine import Engine
+from service.core.scoring.drift import WINDOW
 from service.metrics import Metrics
 from tests.calibrated import normal_images
 from tests.test_anomaly import open_engine, score

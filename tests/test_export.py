@@ -31,7 +31,7 @@ from model_zoo import recipe as zoo
 from model_zoo.data import SPLITS, Examples, index_hash, split_indices
 from model_zoo.train import train
 from service.core import manifest as reader
-from service.core.calibration import read_calibration
+from service.core.scoring.calibration import read_calibration
 from service.images import levels_to_png
 
 LATENT = Port("latent", "latent", (4,))

@@ -17,8 +17,13 @@ from torch.distributions import Normal
 
 from export import Card, Graph, Port, export_artifact
 from service.core.engine import Engine
-from service.core.estimators import log_mean_weight, marginalise, marginalise_map, mean_log_weight
 from service.core.requests import ConditionRequest, LikelihoodRequest, LikelihoodResult
+from service.core.scoring.estimators import (
+    log_mean_weight,
+    marginalise,
+    marginalise_map,
+    mean_log_weight,
+)
 from service.errors import OutOfRange
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from service.core.engine import Answer, Engine
+from service.core.painting.streaming import Rows
 from service.core.requests import (
     CompleteRequest,
     ConditionRequest,
     GenerationResult,
     SampleRequest,
 )
-from service.core.streaming import Rows
 from service.metrics import Metrics
 from service.server import build_engine
 from service.settings import Settings

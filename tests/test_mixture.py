@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.mixture import Mixture, fit_mixture
+from service.core.scoring.mixture import Mixture, fit_mixture
 
 GRID = np.linspace(-8.0, 8.0, 161)
 

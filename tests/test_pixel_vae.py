@@ -19,6 +19,7 @@ from model_zoo.family import Batch
 from service.core import noise
 from service.core.engine import Answer, Engine
 from service.core.manifest import Manifest
+from service.core.painting.streaming import Rows
 from service.core.requests import (
     CompleteRequest,
     DecodeRequest,
@@ -30,7 +31,6 @@ from service.core.requests import (
     SampleRequest,
     StreamRequest,
 )
-from service.core.streaming import Rows
 from service.errors import (
     ControlNotOffered,
     InvalidLatent,

@@ -11,10 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
-from service.core.calibration import Calibration
 from service.core.engine import Answer, Engine
 from service.core.models import Change
 from service.core.requests import LikelihoodRequest, ReconstructRequest, SampleRequest
+from service.core.scoring.calibration import Calibration
 from service.errors import ArtifactRefused, ModelNotFound, ModelUnloaded
 from service.inference_metrics import InferenceMetrics
 from service.metrics import Metrics

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from service.core.engine import Answer, Engine
 from service.core.manifest import artifact_digest
+from service.core.painting.resumption import read_token, write_token
+from service.core.painting.streaming import Preview, Progress, Rows, due_images, is_preview_due
 from service.core.requests import CompleteRequest, SampleRequest, StreamRequest
-from service.core.resumption import read_token, write_token
-from service.core.streaming import Preview, Progress, Rows, due_images, is_preview_due
 from service.errors import InvalidResumeToken
 from service.images import grid, levels_to_png
 from service.metrics import Metrics

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.core.batcher import LoadedGraph
-from service.core.lanes import Canvas, PaintJob
 from service.core.manifest import Graph, Port
-from service.core.rows import RowScheduler, give_way, share_slots
+from service.core.painting.lanes import Canvas, PaintJob
+from service.core.painting.rows import RowScheduler, give_way, share_slots
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 

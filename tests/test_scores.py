@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.core.scores import Fit, codec_bits, fit, rounded
+from service.core.scoring.scores import Fit, codec_bits, fit, rounded
 from service.errors import InvalidRequest
 
 

@@ -16,8 +16,8 @@ from grpc_status import rpc_status
 
 from service.api.app import create_app
 from service.core.engine import Answer, Engine
+from service.core.painting.streaming import Progress
 from service.core.requests import SampleRequest
-from service.core.streaming import Progress
 from service.errors import OutOfRange, ShuttingDown
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service import client as command
-from service.core.calibration import Calibration
 from service.core.engine import Engine
-from service.core.scores import UNITS
+from service.core.scoring.calibration import Calibration
+from service.core.scoring.scores import UNITS
 from service.images import heat_map, levels_to_png
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub

@@ -20,8 +20,8 @@ from benchmarks.anomaly.scoring import (
     statistics_of,
 )
 from model_zoo.data import DataError
-from service.core.conformal import p_values
-from service.core.scores import fit
+from service.core.scoring.conformal import p_values
+from service.core.scoring.scores import fit
 from service.errors import ArtifactError
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.scores import codec_bits
+from service.core.scoring.scores import codec_bits
 
 Floats = NDArray[np.float64]
 Levels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.anomaly.detection import matched
 from model_zoo.data import WITHOUT_A_CLASS, Examples, load, load_splits
-from service.core.scores import codec_bits
+from service.core.scoring.scores import codec_bits
 
 Levels = NDArray[np.uint8]
 

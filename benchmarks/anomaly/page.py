@@ -16,7 +16,7 @@ from benchmarks.anomaly.findings import (
 )
 from benchmarks.anomaly.image_sets import Pair
 from benchmarks.anomaly.scoring import RAW, Cost, Loaded
-from service.core.scores import CODEC
+from service.core.scoring.scores import CODEC
 
 Floats = NDArray[np.float64]
 Row = Sequence[str]

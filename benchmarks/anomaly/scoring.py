@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from service.core.artifact import load_artifact
 from service.core.batcher import LoadedGraph
-from service.core.likelihood import measure
 from service.core.manifest import Manifest, read_manifest
 from service.core.requests import BinarisationRule, LikelihoodRequest, Limits
-from service.core.scores import Fit, Statistics, codec_bits
+from service.core.scoring.likelihood import measure
+from service.core.scoring.scores import Fit, Statistics, codec_bits
 from service.runtime.onnx_session import OnnxSession
 
 Floats = NDArray[np.float64]

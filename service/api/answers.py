@@ -15,7 +15,6 @@ from service.api.schemas import (
     LikelihoodBody,
 )
 from service.core import noise
-from service.core.conformal import COVERAGE
 from service.core.engine import Answer, Reproducible
 from service.core.manifest import Manifest
 from service.core.requests import (
@@ -28,7 +27,8 @@ from service.core.requests import (
     LikelihoodResult,
     ScoreResult,
 )
-from service.core.scores import UNITS
+from service.core.scoring.conformal import COVERAGE
+from service.core.scoring.scores import UNITS
 from service.images import heat_map, levels_to_png
 
 

@@ -60,9 +60,9 @@ from service.api.schemas import (
 from service.api.streams import EVENT_STREAM, EventStream, write_events
 from service.api.studio import studio_routes
 from service.api.turnstile import Turnstile
-from service.core.calibration import Calibration
 from service.core.engine import Engine
-from service.core.inference import Inference
+from service.core.open_inference.inference import Inference
+from service.core.scoring.calibration import Calibration
 from service.keys import Keys
 from service.metrics import Metrics
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.core.calibration import Calibration
 from service.core.engine import Engine
 from service.core.manifest import Figure, Manifest
 from service.core.models import Change, ChangeKind, Model, State
+from service.core.scoring.calibration import Calibration
 from service.errors import NotCalibrated
 
 

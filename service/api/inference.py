@@ -18,7 +18,7 @@ from service.api.bodies import BodyLimits, read_content
 from service.api.connection import while_connected
 from service.api.problems import inference_error_of
 from service.core.engine import INFER
-from service.core.inference import (
+from service.core.open_inference.inference import (
     EXTENSIONS,
     Inference,
     InferenceRequest,
@@ -26,9 +26,9 @@ from service.core.inference import (
     describe_outputs,
     refuse_parameters,
 )
-from service.core.inference_models import SERVER_NAME
+from service.core.open_inference.models import SERVER_NAME
+from service.core.open_inference.tensors import Tensor
 from service.core.requests import MAXIMUM_LISTED, Array
-from service.core.tensors import Tensor
 from service.errors import (
     GenserveError,
     InvalidRequest,

@@ -17,7 +17,7 @@ from service.api.connection import while_connected
 from service.api.problems import describe_error, describe_internal_error
 from service.api.schemas import Body
 from service.core.engine import Answer
-from service.core.streaming import Preview, Progress, Rows
+from service.core.painting.streaming import Preview, Progress, Rows
 from service.errors import GenserveError, RequestCancelled
 from service.images import grid, levels_to_png
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from service.core.batcher import LoadedGraph
-from service.core.calibration import Calibration, list_calibrations, read_calibration
 from service.core.manifest import (
     Arrays,
     Graph,
@@ -15,6 +14,7 @@ from service.core.manifest import (
     read_test_vectors,
     verify_files,
 )
+from service.core.scoring.calibration import Calibration, list_calibrations, read_calibration
 from service.errors import ArtifactError
 from service.runtime.session import OpenSession
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.core.calibration import Calibration
 from service.core.manifest import Condition, Manifest
+from service.core.scoring.calibration import Calibration
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ from typing import Any, Literal, TypeVar, TypeVarTuple
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
 from service.core.feed import Feed
-from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
 from service.core.models import Change, Model, Models
+from service.core.open_inference.tensors import Tensor, read_inputs
 from service.core.operations import begin, paints, work
-from service.core.painting import Paint
+from service.core.painting.lanes import PaintJob
+from service.core.painting.paint import Paint
+from service.core.painting.rows import RowScheduler
+from service.core.painting.streaming import Progress, Reader
 from service.core.requests import (
     Array,
     LikelihoodResult,
@@ -26,9 +29,6 @@ from service.core.requests import (
     SampleRequest,
     StreamRequest,
 )
-from service.core.rows import RowScheduler
-from service.core.streaming import Progress, Reader
-from service.core.tensors import Tensor, read_inputs
 from service.errors import (
     AdministrationOff,
     DeadlineExceeded,

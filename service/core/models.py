@@ -18,10 +18,10 @@ from typing import Literal
 
 from service.core.artifact import CALIBRATIONS, load_artifact, load_calibrations
 from service.core.batcher import LoadedGraph
-from service.core.calibration import Calibration, list_calibrations
 from service.core.compatibility import Compatibility, compare
-from service.core.drift import Watch
 from service.core.manifest import MANIFEST_FILE, VERSION, Manifest, read_manifest
+from service.core.scoring.calibration import Calibration, list_calibrations
+from service.core.scoring.drift import Watch
 from service.errors import (
     ArtifactError,
     ArtifactRefused,

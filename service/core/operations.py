@@ -12,17 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import latents as space
-from service.core import noise, priors
-from service.core.ancestral import drawn
-from service.core.calibration import Calibration
+from service.core import noise
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
-from service.core.chains import FREE, chained, rows_of_a_call
-from service.core.classification import classify
 from service.core.conditions import class_weights
-from service.core.critic import score
-from service.core.likelihood import likelihood, rows_for_image
 from service.core.manifest import Manifest, Port, graphs_of
-from service.core.painting import (
+from service.core.painting.paint import (
     Paint,
     forced_levels,
     known_pixels,
@@ -52,6 +46,13 @@ from service.core.requests import (
     as_array,
     check_range,
 )
+from service.core.sampling import priors
+from service.core.sampling.ancestral import drawn
+from service.core.sampling.chains import FREE, chained, rows_of_a_call
+from service.core.scoring.calibration import Calibration
+from service.core.scoring.classification import classify
+from service.core.scoring.critic import score
+from service.core.scoring.likelihood import likelihood, rows_for_image
 from service.errors import InvalidLatent, InvalidRequest, OperationNotOffered
 
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.scores import Score
+from service.core.scoring.scores import Score
 from service.errors import InvalidRequest, OutOfRange
 
 Array = NDArray[Any]

@@ -16,7 +16,7 @@ import numpy as np
 from google.protobuf.json_format import ParseDict
 
 from service.core.engine import INFER, Engine
-from service.core.inference import (
+from service.core.open_inference.inference import (
     EXTENSIONS,
     Inference,
     InferenceRequest,
@@ -24,9 +24,9 @@ from service.core.inference import (
     describe_outputs,
     refuse_parameters,
 )
-from service.core.inference_models import SERVER_NAME
+from service.core.open_inference.models import SERVER_NAME
+from service.core.open_inference.tensors import Tensor
 from service.core.requests import MAXIMUM_LISTED
-from service.core.tensors import Tensor
 from service.errors import GenserveError, InvalidRequest, MalformedRequest, ModelNotFound
 from service.metrics import Metrics
 from service.rpc.feed import answer_as_they_come

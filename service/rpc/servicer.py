@@ -16,8 +16,8 @@ from google.protobuf.message import Message
 from service.core.engine import Answer, Engine
 from service.core.feed import Feed
 from service.core.models import Model
+from service.core.painting.streaming import Preview, Rows
 from service.core.requests import Request
-from service.core.streaming import Preview, Rows
 from service.errors import GenserveError, MalformedRequest
 from service.metrics import Metrics
 from service.rpc import reading, writing

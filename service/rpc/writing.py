@@ -6,12 +6,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from service.core.calibration import Calibration
-from service.core.conformal import COVERAGE
 from service.core.engine import Answer
 from service.core.manifest import Manifest
 from service.core.models import Change, Model
 from service.core.noise import SCHEME
+from service.core.painting.streaming import Preview, Rows
 from service.core.requests import (
     Anomaly,
     Array,
@@ -21,8 +20,9 @@ from service.core.requests import (
     LikelihoodResult,
     ScoreResult,
 )
-from service.core.scores import UNITS
-from service.core.streaming import Preview, Rows
+from service.core.scoring.calibration import Calibration
+from service.core.scoring.conformal import COVERAGE
+from service.core.scoring.scores import UNITS
 from service.errors import NotAcceptable
 from service.images import grid, heat_map, levels_to_png
 from service.rpc.pb import generation_service_pb2 as pb

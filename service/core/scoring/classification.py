@@ -8,9 +8,9 @@ are tighter win a little.
 from collections.abc import Generator
 
 from service.core.calls import Call, Outputs
-from service.core.likelihood import of_every_class
 from service.core.manifest import Manifest
 from service.core.requests import ClassifyRequest, ClassifyResult, LikelihoodRequest, Limits
+from service.core.scoring.likelihood import of_every_class
 
 
 def classify(

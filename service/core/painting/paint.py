@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import latents as space
-from service.core import noise, priors
+from service.core import noise
 from service.core.calls import Call, feed, no_noise, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
-from service.core.lanes import Canvas
 from service.core.manifest import Graph, Manifest
+from service.core.painting.lanes import Canvas
 from service.core.requests import (
     Array,
     CompleteRequest,
@@ -21,6 +21,7 @@ from service.core.requests import (
     SampleRequest,
     check_range,
 )
+from service.core.sampling import priors
 from service.errors import BinarisationRequired, InvalidLatent, InvalidRequest
 
 

@@ -11,8 +11,15 @@ import numpy as np
 from prometheus_client import Histogram, Summary
 
 from service.core.engine import INFER, Answer, Engine
-from service.core.inference_models import SAMPLE, InferenceModel, models_of
 from service.core.models import Model
+from service.core.open_inference.models import SAMPLE, InferenceModel, models_of
+from service.core.open_inference.tensors import (
+    DATATYPES,
+    Tensor,
+    check_names,
+    datatype_of,
+)
+from service.core.painting.streaming import Rows
 from service.core.requests import (
     MAXIMUM_TIMEOUT_MS,
     Array,
@@ -20,13 +27,6 @@ from service.core.requests import (
     GenerationResult,
     SampleRequest,
     check_range,
-)
-from service.core.streaming import Rows
-from service.core.tensors import (
-    DATATYPES,
-    Tensor,
-    check_names,
-    datatype_of,
 )
 from service.errors import InvalidRequest, ModelNotFound, ModelUnavailable
 from service.metrics import Metrics

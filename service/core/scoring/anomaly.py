@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.core import conformal
-from service.core.calibration import Calibration, Protocol
 from service.core.requests import Anomaly, LikelihoodRequest, check_range
-from service.core.scores import Statistics
+from service.core.scoring import conformal
+from service.core.scoring.calibration import Calibration, Protocol
+from service.core.scoring.scores import Statistics
 from service.errors import GenserveError, InvalidRequest, NotCalibrated
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.lanes import PaintJob
 from service.core.manifest import Manifest
-from service.core.painting import Paint
+from service.core.painting.lanes import PaintJob
+from service.core.painting.paint import Paint
+from service.core.painting.resumption import fingerprint, read_token, write_token
 from service.core.requests import SampleRequest, StreamRequest, check_range
-from service.core.resumption import fingerprint, read_token, write_token
 
 RowCounts = NDArray[np.int64]
 

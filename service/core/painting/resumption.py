@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core.lanes import Canvas
+from service.core.painting.lanes import Canvas
 from service.errors import InvalidResumeToken, OutOfRange, ResumeMismatch
 
 _VERSION = 1

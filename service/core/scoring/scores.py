@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from service.core.manifest import Part
-from service.core.mixture import Mixture, fit_mixture
+from service.core.scoring.mixture import Mixture, fit_mixture
 from service.errors import InvalidRequest
 
 Floats = NDArray[np.float64]

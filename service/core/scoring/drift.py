@@ -4,9 +4,9 @@ from collections import deque
 
 import numpy as np
 
-from service.core import conformal
-from service.core.calibration import Calibration
 from service.core.requests import Anomaly
+from service.core.scoring import conformal
+from service.core.scoring.calibration import Calibration
 from service.metrics import Metrics
 
 WINDOW = 500

@@ -9,7 +9,7 @@ from service.core.calls import Call, Outputs, feed, output
 from service.core.conditions import class_weights
 from service.core.controls import refuse_controls
 from service.core.manifest import Manifest, Port
-from service.core.painting import picture, pixel_noise, sharpness
+from service.core.painting.paint import picture, pixel_noise, sharpness
 from service.core.requests import Array, GenerationResult, SampleRequest
 
 

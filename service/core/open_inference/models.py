@@ -10,7 +10,7 @@ from typing import Any
 
 from service.core.manifest import Graph, Manifest
 from service.core.models import Model
-from service.core.tensors import BATCH, TensorMetadata, metadata_of
+from service.core.open_inference.tensors import BATCH, TensorMetadata, metadata_of
 
 SERVER_NAME = "genserve"
 SAMPLE = "sample"

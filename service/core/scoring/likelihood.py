@@ -7,19 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import noise
-from service.core.anomaly import applicable, verdict
-from service.core.calibration import Calibration, Protocol
 from service.core.calls import Call, Inputs, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights, every_class, is_given
-from service.core.estimators import (
-    Floats,
-    Marginal,
-    expected,
-    log_mean_weight,
-    marginalise,
-    marginalise_map,
-    mean_log_weight,
-)
 from service.core.manifest import Manifest, Port
 from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
 from service.core.requests import (
@@ -29,7 +18,18 @@ from service.core.requests import (
     Limits,
     check_range,
 )
-from service.core.scores import CODEC, Statistic, codec_bits
+from service.core.scoring.anomaly import applicable, verdict
+from service.core.scoring.calibration import Calibration, Protocol
+from service.core.scoring.estimators import (
+    Floats,
+    Marginal,
+    expected,
+    log_mean_weight,
+    marginalise,
+    marginalise_map,
+    mean_log_weight,
+)
+from service.core.scoring.scores import CODEC, Statistic, codec_bits
 from service.errors import InvalidRequest
 
 Scoring = Generator[Call, Outputs, LikelihoodResult]

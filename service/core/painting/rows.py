@@ -26,7 +26,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service.core.batcher import LoadedGraph, yield_to_event_loop
-from service.core.lanes import (
+from service.core.manifest import Graph
+from service.core.painting.lanes import (
     Canvas,
     Departure,
     Lane,
@@ -37,7 +38,6 @@ from service.core.lanes import (
     keep_rows,
     next_slot,
 )
-from service.core.manifest import Graph
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown
 from service.metrics import Metrics
 from service.tracing import OFF, Tracing

@@ -1,0 +1,1 @@
+"""The other ways to draw: a prior before a decoder, an ancestral loop, a Markov chain."""

@@ -1,0 +1,1 @@
+"""What an image is worth: likelihoods, scores and their calibration, classes, critics."""

@@ -21,7 +21,7 @@ from benchmarks.multiples import SLOTS, make_scheduler
 from benchmarks.raster_models import RasterModel
 from benchmarks.static_batching import StaticBatcher
 from service.core.batcher import LoadedGraph
-from service.core.manifest import Graph
+from service.core.manifest_parts import Graph
 from service.core.painting.lanes import Canvas, PaintJob
 from service.runtime.session import Session
 

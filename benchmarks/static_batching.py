@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
-from service.core.manifest import Graph, Port
+from service.core.manifest_parts import Graph, Port
 from service.core.painting.lanes import Canvas, PaintJob
 
 Array = NDArray[Any]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from service.core.artifact import CALIBRATIONS
-from service.core.manifest import MANIFEST_FILE, NAME, VERSION, read_manifest
+from service.core.manifest import MANIFEST_FILE, read_manifest
+from service.core.manifest_parts import NAME, VERSION
 from service.errors import ArtifactError, RepositoryUnavailable, StartupError
 
 SCHEMES = ("s3", "gs", "abfs")

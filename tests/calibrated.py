@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from service.core.artifact import load_artifact
-from service.core.manifest import Split, read_manifest
+from service.core.manifest import read_manifest
+from service.core.manifest_parts import Split
 from service.core.requests import LikelihoodRequest, Limits
 from service.core.scoring.calibration import Calibration, Data, make_calibration, save_calibration
 from service.core.scoring.likelihood import measure

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.core.manifest import Split
+from service.core.manifest_parts import Split
 from service.core.scoring.calibration import (
     MINIMUM_IMAGES,
     Calibration,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.core.batcher import LoadedGraph
-from service.core.manifest import Graph, Port
+from service.core.manifest_parts import Graph, Port
 from service.core.painting.lanes import Canvas, PaintJob
 from service.core.painting.rows import RowScheduler, give_way, share_slots
 from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, ShuttingDown

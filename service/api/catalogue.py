@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from service.core.engine import Engine
-from service.core.manifest import Figure, Manifest
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Figure
 from service.core.models import Change, ChangeKind, Model, State
 from service.core.scoring.calibration import Calibration
 from service.errors import NotCalibrated

@@ -1,22 +1,21 @@
 """Loading an artifact: it proves itself by its hashes and test vectors, or it does not load."""
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.core.batcher import LoadedGraph
-from service.core.manifest import (
-    Arrays,
-    Graph,
-    Manifest,
-    read_manifest,
-    read_test_vectors,
-    verify_files,
-)
+from service.core.manifest import MANIFEST_FILE, Manifest, read_manifest
+from service.core.manifest_parts import Graph
 from service.core.scoring.calibration import Calibration, list_calibrations, read_calibration
 from service.errors import ArtifactError
 from service.runtime.session import OpenSession
+
+Arrays = dict[str, NDArray[Any]]
 
 CALIBRATIONS = "calibrations"
 """The folder of a model's calibrations, beside those of its versions."""
@@ -52,6 +51,52 @@ def load_artifact(
         graphs[name] = LoadedGraph(manifest.name, manifest.version, name, session)
     _check_test_vectors(folder, manifest, graphs.values())
     return manifest, graphs
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check the hash of every file of the artifact, and that there is no other.
+
+    Raises ArtifactError that names the file.
+    """
+    there = {path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST_FILE}
+    if unknown := there - manifest.files.keys():
+        raise ArtifactError(f"{sorted(unknown)} are in no hash of the manifest; remove them")
+    for name, expected in manifest.files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                actual = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactError(f"{name} can't be read: {error.strerror}") from error
+        if actual != expected:
+            raise ArtifactError(f"{name} is altered: it hashes to {actual}, not {expected}")
+
+
+def read_test_vectors(folder: Path, manifest: Manifest) -> dict[str, tuple[Arrays, Arrays]]:
+    """Return the (inputs, expected outputs) of each graph. Raises ArtifactError if incomplete."""
+    name = manifest.test_vectors.file
+    try:
+        # Opened here: numpy leaves a file open that turns out to be broken.
+        with (folder / name).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            vectors = {
+                graph_name: (
+                    {
+                        port.name: archive[f"{graph_name}/inputs/{port.name}"]
+                        for port in graph.inputs
+                    },
+                    {
+                        port.name: archive[f"{graph_name}/outputs/{port.name}"]
+                        for port in graph.outputs
+                    },
+                )
+                for graph_name, graph in manifest.graphs.items()
+            }
+    except Exception as error:  # numpy and zipfile raise whatever a broken archive provokes
+        raise ArtifactError(f"{name}: test vectors are incomplete: {error}") from error
+    if not all(
+        array.size for parts in vectors.values() for part in parts for array in part.values()
+    ):
+        raise ArtifactError(f"{name}: test vectors without rows prove nothing")
+    return vectors
 
 
 def _check_test_vectors(folder: Path, manifest: Manifest, graphs: Iterable[LoadedGraph]) -> None:

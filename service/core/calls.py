@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import noise
-from service.core.manifest import Graph, Port
+from service.core.manifest_parts import Graph, Port
 from service.core.requests import Array, DeferredRows
 from service.errors import InvalidRequest
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.core.manifest import Condition, Manifest
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Condition
 from service.core.scoring.calibration import Calibration
 
 

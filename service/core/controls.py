@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import get_args
 
-from service.core.manifest import ControlName, Manifest
+from service.core.manifest import Manifest
+from service.core.manifest_parts import ControlName
 from service.core.requests import SampleRequest, check_range
 from service.errors import ControlNotOffered
 

@@ -19,7 +19,8 @@ from typing import Literal
 from service.core.artifact import CALIBRATIONS, load_artifact, load_calibrations
 from service.core.batcher import LoadedGraph
 from service.core.compatibility import Compatibility, compare
-from service.core.manifest import MANIFEST_FILE, VERSION, Manifest, read_manifest
+from service.core.manifest import MANIFEST_FILE, Manifest, read_manifest
+from service.core.manifest_parts import VERSION
 from service.core.scoring.calibration import Calibration, list_calibrations
 from service.core.scoring.drift import Watch
 from service.errors import (

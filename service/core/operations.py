@@ -15,7 +15,8 @@ from service.core import latents as space
 from service.core import noise
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
-from service.core.manifest import Manifest, Port, graphs_of
+from service.core.manifest import Manifest, graphs_of
+from service.core.manifest_parts import Port
 from service.core.painting.paint import (
     Paint,
     forced_levels,

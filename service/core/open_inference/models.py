@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.core.manifest import Graph, Manifest
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Graph
 from service.core.models import Model
 from service.core.open_inference.tensors import BATCH, TensorMetadata, metadata_of
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.core.manifest import Graph, Port
+from service.core.manifest_parts import Graph, Port
 from service.core.requests import Array
 from service.errors import InvalidRequest, OutOfRange
 

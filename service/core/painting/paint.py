@@ -12,7 +12,8 @@ from service.core import noise
 from service.core.calls import Call, feed, no_noise, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
-from service.core.manifest import Graph, Manifest
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Graph
 from service.core.painting.lanes import Canvas
 from service.core.requests import (
     Array,

@@ -26,7 +26,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from service.core.batcher import LoadedGraph, yield_to_event_loop
-from service.core.manifest import Graph
+from service.core.manifest_parts import Graph
 from service.core.painting.lanes import (
     Canvas,
     Departure,

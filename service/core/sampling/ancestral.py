@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from service.core.calls import Call, Outputs, feed, output
 from service.core.conditions import class_weights
 from service.core.controls import refuse_controls
-from service.core.manifest import Manifest, Port
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Port
 from service.core.painting.paint import picture, pixel_noise, sharpness
 from service.core.requests import Array, GenerationResult, SampleRequest
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from service.core.calls import Call, Outputs, feed, noise_of_port, output
 from service.core.conditions import class_weights
 from service.core.controls import control, refuse_controls
-from service.core.manifest import Manifest, Port
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Port
 from service.core.requests import Array, GenerationResult, SampleRequest
 
 LENGTHS = ("burn_in", "thinning", "chains")

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from service.core import latents as space
 from service.core.calls import Call, Outputs, feed, noise_of_port, output
 from service.core.controls import CONTROLS, control, refuse_controls
-from service.core.manifest import Manifest, Port
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Port
 from service.core.requests import Array, DecodeRequest, DeferredRows, SampleRequest
 from service.errors import InvalidCodes, InvalidLatent, InvalidRequest, LatentSpaceMismatch
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from service.core.manifest import Digest, Part, Split, check_part
+from service.core.manifest_parts import Digest, Part, Split, check_part
 from service.core.scoring import scores as scoring
 from service.core.scoring.scores import Fit, Floats, Levels, Score, Statistics
 from service.errors import ArtifactError, InvalidRequest, OutOfRange

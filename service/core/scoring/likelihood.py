@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from service.core import noise
 from service.core.calls import Call, Inputs, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights, every_class, is_given
-from service.core.manifest import Manifest, Port
+from service.core.manifest import Manifest
+from service.core.manifest_parts import Port
 from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
 from service.core.requests import (
     Array,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from service.core.manifest import Part
+from service.core.manifest_parts import Part
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from service.core.manifest import Part
+from service.core.manifest_parts import Part
 from service.core.scoring.mixture import Mixture, fit_mixture
 from service.errors import InvalidRequest
 

@@ -93,7 +93,7 @@ class GenerationBody(ConditionedBody):
     scale: core.Scale = "levels"
     """`levels`: whole numbers from 0; `unit`: floats in [0, 1], in and out, as arrays only."""
     parts: GenerationParts = Field(
-        ["images"],
+        ("images",),  # type: ignore[arg-type]  # a list would be copied for each request
         alias="return",
         description="What to answer: the images, the latents or codes that they were decoded from, "
         "the log-likelihood of each, and of its late known pixels, where the model has them.",

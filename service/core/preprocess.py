@@ -3,7 +3,7 @@
 Nothing is resized, and nothing is binarised unless the client asks for it.
 """
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,8 @@ def _is_binary(levels: Levels, highest: int) -> bool:
     return bool(np.all((levels == 0) | (levels == highest)))
 
 
-def _row(channels: Sequence[float]) -> Values:
+@cache
+def _row(channels: tuple[float, ...]) -> Values:
     return np.asarray(channels, np.float32)  # [C], broadcasts over [N, H, W, C]
 
 

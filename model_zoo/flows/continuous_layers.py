@@ -13,10 +13,14 @@ they leave out is measured by doing with half of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from model_zoo.family import Figure
 from model_zoo.layers import standard_error, standard_normal_log_density
+from model_zoo.scan import Scan
 
 
 class Dynamics(nn.Module):
@@ -38,7 +42,7 @@ class Dynamics(nn.Module):
         )
         return second * (first @ last).T
 
-    def forward(self, z: Tensor, time: float, couplings: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, time: float | Tensor, couplings: Tensor) -> tuple[Tensor, Tensor]:
         """Return f, [N, D], and Tr(df/dz), [N].
 
         The Jacobian is W3 diag(1 - h2^2) W2 diag(1 - h1^2) W1, of which the trace is bilinear in
@@ -79,12 +83,12 @@ class ContinuousFlow(nn.Module):
         integral = z.new_zeros(z.shape[0])
         for index in range(steps):
             time = start + index * step
-            move, trace = self._runge_kutta(z, time, step, couplings)
+            move, trace = self.runge_kutta(z, time, step, couplings)
             z, integral = z + move, integral + trace
         return z, integral
 
-    def _runge_kutta(
-        self, z: Tensor, time: float, step: float, couplings: Tensor
+    def runge_kutta(
+        self, z: Tensor, time: float | Tensor, step: float, couplings: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return how far z and the integral go in one step."""
         f1, trace1 = self.dynamics(z, time, couplings)
@@ -93,6 +97,45 @@ class ContinuousFlow(nn.Module):
         f4, trace4 = self.dynamics(z + step * f3, time + step, couplings)
         move = step / 6 * (f1 + 2 * (f2 + f3) + f4)
         return move, step / 6 * (trace1 + 2 * (trace2 + trace3) + trace4)
+
+
+class SolverLoop(Scan):
+    """Graph: the steps of a solver as one loop, a third of the size of them one by one."""
+
+    def __init__(
+        self,
+        flow: ContinuousFlow,
+        start: float,
+        end: float,
+        result: Callable[[Tensor, Tensor], Tensor],
+    ):
+        """Solve from a time to another, and give what `result` makes of z there and the integral.
+
+        The integral is that of the trace, in nats [N].
+        """
+        super().__init__()
+        self.flow, self.start, self.result = flow, start, result
+        self.time_step = (end - start) / flow.steps
+
+    def prepare(self, z: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Begin at z [N, D], with nothing integrated; one time for each step."""
+        times = self.start + self.time_step * torch.arange(self.flow.steps, device=z.device)
+        return (z, torch.zeros_like(z[:, 0])), (times,)
+
+    def step(
+        self, states: tuple[Tensor, ...], items: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Take one step of the solver."""
+        (z, integral), (time,) = states, items
+        couplings = self.flow.dynamics.couplings()
+        move, trace = self.flow.runge_kutta(z, time, self.time_step, couplings)
+        reached = z + move, integral + trace
+        return reached, reached
+
+    def finish(self, *results: Tensor) -> tuple[Tensor, ...]:
+        """Return what is made of the last states."""
+        path, integrals = results
+        return (self.result(path[-1], integrals[-1]),)
 
 
 def step_halving_figure(errors: Tensor, steps: int, where: str) -> Figure:
@@ -108,6 +151,6 @@ def step_halving_figure(errors: Tensor, steps: int, where: str) -> Figure:
     return Figure("step_halving_error", value, "nats", protocol, error)
 
 
-def _at(time: float, layer: nn.Linear, z: Tensor) -> Tensor:
+def _at(time: float | Tensor, layer: nn.Linear, z: Tensor) -> Tensor:
     """Apply a layer to z and the time, its last input."""
     return nn.functional.linear(z, layer.weight[:, :-1], layer.bias + time * layer.weight[:, -1])

@@ -19,6 +19,7 @@ from PIL import Image
 
 from docs.zoo import read_manifests
 from model_zoo.data import load_splits
+from model_zoo.sheets import histogram
 
 URL = "http://127.0.0.1:8000"
 PICTURES = Path(__file__).parent / "pictures"
@@ -43,7 +44,9 @@ def main() -> None:
     save("manifold", ask("decode", model="mnist-vae-2d", latents=plane(16)), columns=16)
     for manifest in read_manifests():
         if "sample" in manifest["operations"]:
-            save(manifest["name"], beside_neighbours(manifest), columns=10, folder=ZOO)
+            vectors = manifest["event"]["kind"] == "vector"
+            pictures = beside_histogram(manifest) if vectors else beside_neighbours(manifest)
+            save(manifest["name"], pictures, columns=2 if vectors else 10, folder=ZOO)
 
 
 def by_class(each: int) -> dict[str, Any]:
@@ -104,6 +107,15 @@ def beside_neighbours(manifest: Mapping[str, Any]) -> NDArray[np.uint8]:
     return np.concatenate(rows)
 
 
+def beside_histogram(manifest: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Return a histogram of vectors that the model draws, and one of as many it was fitted to."""
+    asked = {"model": manifest["name"], "count": 256}
+    drawn = np.concatenate([ask("sample", seed=seed, **asked) for seed in range(80)])
+    fitted = load_splits(manifest["provenance"]["dataset"])["fit"].images[: len(drawn)].numpy()
+    extent = 1.05 * float(np.abs(fitted).max())
+    return np.stack([histogram(drawn, extent), histogram(fitted, extent)])[..., None]
+
+
 @cache
 def training_images(dataset: str) -> NDArray[np.uint8]:
     """Return the images that models of a data set were fitted to, [N, H, W, C]."""
@@ -120,13 +132,13 @@ def nearest(samples: NDArray[np.uint8], images: NDArray[np.uint8]) -> NDArray[np
     return images[distances.argmin(axis=1)]
 
 
-def ask(operation: str, **body: Any) -> NDArray[np.uint8]:
-    """Run an operation and return its images, uint8 [N, H, W, C]."""
+def ask(operation: str, **body: Any) -> NDArray[Any]:
+    """Run an operation and return its images, uint8 [N, H, W, C], or vectors, float32 [N, D]."""
     headers = {"Content-Type": "application/json", "Accept": "application/x-npy"}
     request = urllib.request.Request(f"{URL}/{operation}", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request) as answer:
-        images: NDArray[np.uint8] = np.load(io.BytesIO(answer.read()), allow_pickle=False)
-        return images
+        made: NDArray[Any] = np.load(io.BytesIO(answer.read()), allow_pickle=False)
+        return made
 
 
 def save(name: str, images: NDArray[np.uint8], columns: int, folder: Path = PICTURES) -> None:

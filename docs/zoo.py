@@ -46,7 +46,9 @@ beside ours only where data and protocol are the same, and `ours - published` sa
 they are. Processor time is that of training on all cores together, measurements after each epoch
 included. Of each pair of rows in a picture the first is drawn by the model (seed 1), the second
 shows the training image nearest to each, by Euclidean distance: a model that only repeats what it
-has seen would show the same picture twice.
+has seen would show the same picture twice. Vectors are counted in cells instead: on the left those
+that the model draws, on the right those of the training split. Where their density is known, the
+figure stands beside the entropy of the data, which no model comes below.
 """
 
 NOT_BUNDLED = """## Trained, measured, not bundled
@@ -191,7 +193,7 @@ def _size(provenance: Manifest) -> str:
 
 def _data(manifest: Manifest) -> str:
     """Say what was trained on, and how 8-bit levels became what the model is a distribution of."""
-    preprocess = manifest["preprocess"]
+    preprocess = manifest["preprocess"] or {"binarisation": None, "dequantisation": None}
     rule = (
         ", each pixel drawn 0 or 1 by its grey value"
         if preprocess["binarisation"]

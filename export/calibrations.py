@@ -22,6 +22,7 @@ UNCALIBRATED = {
     "mnist-cvae",  # for its classes
     "mnist-vq-vae",  # for its codes
     "mnist-vq-vae-2",
+    "checkerboard-ffjord",  # nobody has anomalies of a checkerboard
     "mnist-8x8-ffjord",  # others of their branches judge digits as well
     "mnist-glow",
     "mnist-binary-pixelcnn",
@@ -64,9 +65,9 @@ def calibrate(folder: Path, dataset: str) -> None:
         command += ["--model-repository", str(folder.parent.parent.resolve()), "--source", source]
         for name in ("score_fit", "calibrate"):
             path = Path(scratch) / f"{name}.npy"
-            np.save(path, _levels(splits[name], manifest["event"]["levels"]))
+            np.save(path, _events(splits[name], manifest["event"]))
             command += ["--" + name.replace("_", "-"), str(path)]
-        if manifest["preprocess"]["binarisation"]:
+        if manifest["preprocess"] and manifest["preprocess"]["binarisation"]:
             command += ["--binarisation", "threshold"]
         # The service is not imported: what a user can do is enough.
         finished = subprocess.run(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
@@ -83,10 +84,12 @@ def _describe(dataset: str, splits: Mapping[str, Examples]) -> str:
     return f"{dataset}, training images of these indices: {hashes}"
 
 
-def _levels(examples: Examples, levels: int) -> np.ndarray:
-    """Return 8-bit grey values as a model's levels, uint8 [N, H, W, C]."""
+def _events(examples: Examples, event: Mapping[str, Any]) -> np.ndarray:
+    """Return 8-bit grey values as a model's levels, uint8 [N, H, W, C], or vectors as they are."""
+    if event["kind"] == "vector":
+        return examples.images.numpy()
     grey = examples.images.permute(0, 2, 3, 1)  # [N, C, H, W] -> [N, H, W, C]
-    return (grey.int() * levels // 256).to(torch.uint8).numpy()
+    return (grey.int() * event["levels"] // 256).to(torch.uint8).numpy()
 
 
 def _remove_outdated(folder: Path, artifact_digest: str, source: str) -> None:

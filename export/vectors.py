@@ -59,7 +59,7 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
         case ("codes", _) if card.codes is not None:
             return _draw_codes(card.codes["maps"], generator)
         case "data", _:
-            return _to_graph_values(_draw_levels(card, generator), card)
+            return _draw_data(card, generator)
         case "cache", _ if _highest_step(graph):
             return generator.integers(2, size=(ROWS, *port.shape))  # the state of a chain
         case (("cache" | "features"), _):
@@ -106,6 +106,13 @@ def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:
     return weights
 
 
+def _draw_data(card: Card, generator: np.random.Generator) -> Array:
+    """Return events as graphs take them: images, or vectors about as far from 0 as normal ones."""
+    if card.preprocess is None:
+        return generator.standard_normal((ROWS, *card.event["shape"]))
+    return _to_graph_values(_draw_levels(card, generator), card.preprocess, _levels(card) - 1)
+
+
 def _draw_levels(card: Card, generator: np.random.Generator) -> Array:
     """Return soft discs on black as levels, [ROWS, height, width, channels].
 
@@ -124,17 +131,16 @@ def _draw_levels(card: Card, generator: np.random.Generator) -> Array:
 
 def _levels(card: Card) -> int:
     """Return how many levels the graphs see: a binarised model is shown two."""
-    binarisation: Mapping[str, int] | None = card.preprocess.get("binarisation")
+    binarisation: Mapping[str, int] | None = (card.preprocess or {}).get("binarisation")
     return binarisation["levels"] if binarisation else int(card.event["levels"])
 
 
-def _to_graph_values(levels: Array, card: Card) -> Array:
-    """Apply the card's preprocess, as the service will, to levels [N, height, width, channels]."""
-    preprocess = card.preprocess
+def _to_graph_values(levels: Array, preprocess: Mapping[str, Any], highest: int) -> Array:
+    """Apply a card's preprocess, as the service will, to levels [N, height, width, channels]."""
     low, high = preprocess["range"]
     top, bottom, left, right = preprocess.get("padding", (0, 0, 0, 0))
     levels = np.pad(levels, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    values: Array = low + (high - low) * levels / (_levels(card) - 1)
+    values: Array = low + (high - low) * levels / highest
     values = (values - preprocess.get("mean", 0.0)) / preprocess.get("deviation", 1.0)
     # [N, H, W, C] -> [N, C, H, W]
     return values if preprocess.get("layout") == "NHWC" else values.transpose(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The parts of a card that image models have in common."""
+"""The parts of a card that models have in common."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def image_event(shape: tuple[int, int, int], base_measure: str = "counting") -> 
         "levels": 256,
         "base_measure": base_measure,
     }
+
+
+def vector_event(size: int) -> dict[str, Any]:
+    """Describe vectors of real coordinates."""
+    return {"kind": "vector", "shape": [size], "base_measure": "lebesgue"}
 
 
 def image_preprocess(

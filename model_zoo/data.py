@@ -9,6 +9,8 @@ the images of that label. To a model trained on it they are anomalies like none 
 
 `<data set>-<height>x<width>` is a data set in small: mnist-8x8 holds the means of the squares of
 3x3 pixels about the middle, which leaves out a rim of two.
+
+The data sets of `densities.py` are drawn: their examples are vectors, all of the label 0.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from model_zoo.densities import DENSITIES, PlaneDensity
 from model_zoo.family import Batch
 
 DATA_DIRECTORY_VARIABLE = "GENSERVE_DATA_DIR"
@@ -104,7 +107,8 @@ IDX_PREFIXES = {"train": "train", "test": "t10k"}
 class Examples:
     """A data set in memory: `images` uint8 [N, C, H, W], `labels` and `indices` int64 [N].
 
-    An index is the place of an image in what was read from disk.
+    An index is the place of an image in what was read from disk. A data set of vectors has them in
+    place of images, float32 [N, D].
     """
 
     images: Tensor
@@ -217,6 +221,8 @@ def data_directory() -> Path:
 def load(dataset: str, part: str) -> Examples:
     """Load the `train` or `test` part of a data set, downloading it if its source is known."""
     folder = data_directory() / dataset
+    if dataset in DENSITIES:
+        return _draw(DENSITIES[dataset], part)
     if dataset in IDX_SOURCES:
         return _load_idx(IDX_SOURCES[dataset], folder, IDX_PREFIXES[part])
     for path in (folder / part, folder / f"{part}.zip"):
@@ -225,8 +231,14 @@ def load(dataset: str, part: str) -> Examples:
     raise DataError(
         f"data set {dataset!r} was not found: put class/name.png files into {folder / part}, or "
         f"a zip of them at {folder / part}.zip, or set {DATA_DIRECTORY_VARIABLE}. "
-        f"Known without files: {', '.join(sorted(IDX_SOURCES))}"
+        f"Known without files: {', '.join(sorted([*IDX_SOURCES, *DENSITIES]))}"
     )
+
+
+def _draw(density: PlaneDensity, part: str) -> Examples:
+    vectors = torch.from_numpy(density.vectors(part))
+    labels = torch.zeros(len(vectors), dtype=torch.int64)
+    return Examples(vectors, labels, torch.arange(len(vectors)))
 
 
 def _load_idx(source: IdxSource, folder: Path, prefix: str) -> Examples:

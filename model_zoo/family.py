@@ -22,7 +22,10 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Batch:
-    """Training examples: `images` are levels 0..255, float32 [N, C, H, W]; `labels` int64 [N]."""
+    """Training examples: `images` are levels 0..255, float32 [N, C, H, W]; `labels` int64 [N].
+
+    Of a data set of vectors, `images` are these, float32 [N, D].
+    """
 
     images: Tensor
     labels: Tensor
@@ -127,9 +130,11 @@ class Function(nn.Module):
 class Card:
     """What a model says of itself to those who serve it; the exporter copies it to the manifest.
 
-    `family` is a word for people. `event` has kind, shape [height, width, channels], levels and
-    base measure of the density. `preprocess` maps levels to graph values:
-    value = (low + (high - low) * level / (levels - 1) - mean) / deviation.
+    `family` is a word for people. `event` has a kind: `image`, with shape [height, width,
+    channels], levels and base measure of the density, or `vector`, with shape [size] and the base
+    measure. `preprocess` maps levels of images to graph values:
+    value = (low + (high - low) * level / (levels - 1) - mean) / deviation;
+    graphs take vectors as they are, so there is none of these.
     `latent` has shape and prior, standard_normal or graph, and `prior_meaning` in words of a
     graph. `codes`, of a model of discrete latents, has `maps`, each of a name, a shape and levels,
     that follow each other in one vector, and `prior_meaning`. `condition` has kinds, names and
@@ -141,7 +146,7 @@ class Card:
 
     family: str
     event: Mapping[str, Any]
-    preprocess: Mapping[str, Any]
+    preprocess: Mapping[str, Any] | None
     operations: Mapping[str, Mapping[str, Any]]
     latent: Mapping[str, Any] | None = None
     codes: Mapping[str, Any] | None = None

@@ -1,10 +1,14 @@
-"""Sample sheets: what a model's decode graph or its chain paints from fixed noise, as one PNG."""
+"""Sample sheets: what a model's decode graph or its chain paints from fixed noise, as one PNG.
+
+Vectors of two coordinates are counted in the cells of a square instead: a sheet is the density.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +17,8 @@ from torch.nn.functional import one_hot
 from model_zoo.family import Card, Family, Graph, Port
 
 ROWS = 10
+VECTORS = 20_000  # of a histogram: a few in each cell
+CELLS = 100  # along each side of it
 SHEET_SEED = 0
 CHAIN_CALLS = 20  # of a transition: enough to tell digits from noise
 
@@ -21,13 +27,19 @@ CHAIN_CALLS = 20  # of a transition: enough to tell digits from noise
 def write_sample_sheet(model: Family, path: Path) -> None:
     """Write ROWS x ROWS samples from the prior, one class a column where there are classes.
 
-    Those of a chain are what it has come to. Does nothing for a model with neither a chain nor a
-    decode graph. Leaves the model in eval mode.
+    Those of a chain are what it has come to; vectors are a histogram. Does nothing for a model with
+    neither a chain nor a decode graph. Leaves the model in eval mode.
     """
     graphs = {graph.name: graph for graph in model.graphs()}
     generator = torch.Generator().manual_seed(SHEET_SEED)
     device = next(model.parameters()).device
     card = model.card()
+    if card.preprocess is None:
+        latent = torch.randn(VECTORS, *graphs["decode"].inputs[0].shape, generator=generator)
+        given = {"latent": latent.to(device)}
+        vectors = _run(graphs["decode"], given, card, generator, device)["data"]
+        _save(histogram(vectors.cpu().numpy(), extent=vectors.abs().quantile(0.999).item()), path)
+        return
     if "transition" in graphs:
         levels = _end_of_chains(graphs, generator, device)
     elif "decode" in graphs:
@@ -37,8 +49,25 @@ def write_sample_sheet(model: Family, path: Path) -> None:
         levels = to_levels(_run(graphs["decode"], drawn, card, generator, device)["data"], card)
     else:
         return
+    _save(_grid(levels).cpu().numpy(), path)
+
+
+def histogram(vectors: np.ndarray, extent: float) -> np.ndarray:
+    """Count vectors [N, 2] in the cells of a square about 0, `extent` from it to each side.
+
+    Returns grey values, uint8 [CELLS, CELLS], the second coordinate upwards. White is a cell as
+    full as the fullest hundredth; what lies outside the square is left out.
+    """
+    sides = np.linspace(-extent, extent, CELLS + 1)
+    counts, _, _ = np.histogram2d(vectors[:, 0], vectors[:, 1], bins=[sides, sides])
+    full = max(np.quantile(counts, 0.99), 1)
+    grey = np.rint(255 * np.minimum(counts / full, 1)).astype(np.uint8)
+    return np.ascontiguousarray(grey.T[::-1])
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(_grid(levels).cpu().numpy()).save(path)
+    Image.fromarray(picture).save(path)
 
 
 def _end_of_chains(

@@ -219,7 +219,6 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         graphs,
         images,
         LikelihoodRequest(
-            images=[],
             binarisation=arguments.binarisation,
             samples=arguments.samples,
             seed=arguments.seed,

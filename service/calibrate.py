@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from service import images as files
 from service.core.batcher import LoadedGraph
+from service.core.events import events_of
 from service.core.manifest import Manifest
-from service.core.preprocess import read_images
-from service.core.requests import LikelihoodRequest, Limits, Scale, as_array
+from service.core.manifest_parts import ImageEvent
+from service.core.requests import Array, EventsRequest, LikelihoodRequest, Limits, as_array
 from service.core.scoring.calibration import (
     Calibration,
     Data,
@@ -24,7 +26,7 @@ from service.core.scoring.calibration import (
     make_calibration,
 )
 from service.core.scoring.likelihood import measure, rows_for_image
-from service.core.scoring.scores import Floats, Levels, Statistic
+from service.core.scoring.scores import EventRows, Floats, Statistic
 from service.errors import GenserveError, InvalidImage, InvalidRequest, StartupError
 from service.progress import counted
 
@@ -35,10 +37,10 @@ Measured = tuple[Protocol, dict[Statistic, Floats]]
 
 @dataclass(frozen=True)
 class NormalImages:
-    """Levels [N, H, W, C] to fit on and to be compared with, and in words where they are from."""
+    """Images or vectors to fit on and to be compared with, and in words where they are from."""
 
-    score_fit: Levels
-    calibrate: Levels
+    score_fit: EventRows
+    calibrate: EventRows
     source: str
 
     @property
@@ -70,8 +72,8 @@ def read_sets(manifest: Manifest, score_fit: Path, calibrate: Path) -> NormalIma
     return NormalImages(fitted, compared, source)
 
 
-def _read(manifest: Manifest, path: Path) -> Levels:
-    """Return the levels of a folder of PNG files, or of an npy file of images."""
+def _read(manifest: Manifest, path: Path) -> EventRows:
+    """Return the images of a folder of PNG files, or the images or vectors of an npy file."""
     if path.suffix == ".npy":
         return _read_npy(manifest, path)
     if not path.is_dir():
@@ -82,22 +84,31 @@ def _read(manifest: Manifest, path: Path) -> Levels:
     return np.concatenate([_read_png(manifest, file) for file in found])
 
 
-def _read_npy(manifest: Manifest, path: Path) -> Levels:
-    """Return the levels of an npy file, [N, H, W, C], or [N, H, W] where there is one channel."""
+def _read_npy(manifest: Manifest, path: Path) -> EventRows:
+    """Return the rows of an npy file.
+
+    Images are [N, H, W, C], or [N, H, W] where there is one channel.
+    """
     content = _read_bytes(path)
     try:
         array = files.npy_to_array(content, maximum_bytes=len(content))
-        if array.ndim == 3 and manifest.event.shape[2] == 1:
-            array = array[..., None]
-        scale: Scale = "unit" if array.dtype.kind == "f" else "levels"
-        return read_images(manifest, array, scale, _UNLIMITED)
+        return events_of(manifest).read(_given(manifest, array), _UNLIMITED)
     except GenserveError as error:
-        raise InvalidImage(f"{path}: {error.message}") from error
+        raise type(error)(f"{path}: {error.message}") from error
 
 
-def _read_png(manifest: Manifest, path: Path) -> Levels:
+def _given(manifest: Manifest, array: Array) -> EventsRequest:
+    if not isinstance(manifest.event, ImageEvent):
+        return EventsRequest(vectors=array)
+    if array.ndim == 3 and manifest.event.shape[2] == 1:
+        array = array[..., None]
+    return EventsRequest(images=array, scale="unit" if array.dtype.kind == "f" else "levels")
+
+
+def _read_png(manifest: Manifest, path: Path) -> EventRows:
     try:
-        return read_images(manifest, [_read_bytes(path)], "levels", _UNLIMITED)
+        given = EventsRequest(images=[_read_bytes(path)])
+        return events_of(manifest).read(given, _UNLIMITED)
     except InvalidImage as error:
         raise InvalidImage(f"{path}: {error.message}") from error
 
@@ -126,15 +137,17 @@ def calibrate(
     """
     check_counts(len(images.score_fit), len(images.calibrate))
     both = np.concatenate([images.score_fit, images.calibrate])
+    part = events_of(manifest).part
     size = max(1, min(batch_rows // rows_for_image(manifest, request), limits.count))
 
     def measured(start: int) -> tuple[int, Measured]:
         chunk = both[start : start + size]
-        return len(chunk), _measure(manifest, graphs, replace(request, images=chunk), limits)
+        given: dict[str, Any] = {part: chunk}
+        return len(chunk), _measure(manifest, graphs, replace(request, **given), limits)
 
     with ThreadPoolExecutor(workers) as pool:
         chunks = pool.map(measured, range(0, len(both), size))
-        parts = list(counted(chunks, len(both), "images"))
+        parts = list(counted(chunks, len(both), part))
     columns = [statistics for _, statistics in parts]
     statistics = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
     fitted = len(images.score_fit)

@@ -3,7 +3,7 @@
 GenserveError
   InvalidRequest
     MalformedRequest, UnsupportedMediaType, NotAcceptable, PayloadTooLarge
-    InvalidImage, InvalidLatent, InvalidCodes, OutOfRange, BinarisationRequired
+    InvalidImage, InvalidVector, InvalidLatent, InvalidCodes, OutOfRange, BinarisationRequired
     LatentSpaceMismatch, ControlNotOffered, ConditionNotOffered, ConditionRequired
     InvalidResumeToken, ResumeMismatch
   Unauthenticated
@@ -67,6 +67,12 @@ class InvalidImage(InvalidRequest):
     """An image is broken, oversized, or not of the model's shape and levels."""
 
     reason = "INVALID_IMAGE"
+
+
+class InvalidVector(InvalidRequest):
+    """A vector is not finite or not of the model's size, or the model is one of images."""
+
+    reason = "INVALID_VECTOR"
 
 
 class InvalidLatent(InvalidRequest):

@@ -60,6 +60,9 @@ class Metrics:
         self.images = counter(
             "genserve_images", "Images produced or scored.", ["model", "operation"]
         )
+        self.vectors = counter(
+            "genserve_vectors", "Vectors produced or scored.", ["model", "operation"]
+        )
 
         self.inference_seconds = Summary(
             "genserve_inference_seconds",
@@ -181,7 +184,13 @@ class Metrics:
             if isinstance(metric, Counter | Gauge | Histogram):
                 metric.labels = cache(metric.labels)  # type: ignore[method-assign, assignment]
 
-    def expect_model(self, model: str, version: str, operations: Iterable[str]) -> None:
+    def events(self, part: str) -> Counter:
+        """Return what counts a model's events, be they called images or vectors."""
+        return self.vectors if part == "vectors" else self.images
+
+    def expect_model(
+        self, model: str, version: str, operations: Iterable[str], events: Counter
+    ) -> None:
         """Show what requests of a model are counted by, at zero.
 
         A rate needs the value before the first request: of a series that begins at 1 it misses
@@ -191,7 +200,7 @@ class Metrics:
         if "sample" in operations:  # which is a model of the Open Inference Protocol
             self._expect_inference(model, version, "sample")
         for operation in operations:
-            self.images.labels(model, operation)
+            events.labels(model, operation)
             self.request_seconds.labels(model, version, operation)
             for code in codes:
                 self.requests.labels(model, version, operation, code)

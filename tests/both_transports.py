@@ -12,8 +12,8 @@ from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
 
 
 async def ask_rest(client: httpx.AsyncClient, operation: str, body: dict[str, Any]) -> np.ndarray:
-    """Return images uint8 [N, H, W, C], latents float32 or codes int64 [N, D], numbers [N] or
-    probabilities [N, K]."""
+    """Return images uint8 [N, H, W, C], vectors or latents float32 or codes int64 [N, D], numbers
+    [N] or probabilities [N, K]."""
     headers = {"Accept": "application/x-npy"}
     answer = await client.post(f"/{operation}", json=body, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -35,6 +35,9 @@ async def ask_grpc(stub: GenerationServiceStub, operation: str, body: dict[str, 
         found = answer.codes if coded else answer.latents
         dtype = np.int64 if coded else np.float32
         return np.array(found.values, dtype).reshape(found.count, found.size)
+    if operation != "complete" and answer.HasField("vectors"):
+        found = answer.vectors
+        return np.array(found.values, np.float32).reshape(found.count, found.size)
     images = answer.images
     shape = (images.count, images.height, images.width, images.channels)
     return np.frombuffer(images.levels, np.uint8).reshape(shape)
@@ -57,7 +60,7 @@ def to_proto(body: dict[str, Any]) -> dict[str, Any]:
         fields["images"] = _images(fields["images"])
     if "image" in fields:
         fields["image"] = _images([fields["image"]])
-    for name, rows in (("latents", pb.Latents), ("codes", pb.Codes)):
+    for name, rows in (("latents", pb.Latents), ("codes", pb.Codes), ("vectors", pb.Vectors)):
         if name in fields:
             array = np.array(fields[name])
             count, size = array.shape

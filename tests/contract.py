@@ -23,7 +23,8 @@ async def check_operation(
     assert len(rest) == ROWS
     assert np.all(np.isfinite(rest))
     if operation in ("sample", "decode", "reconstruct", "interpolate", "complete"):
-        assert rest.shape == (ROWS, *manifest.event.shape) and rest.dtype == np.uint8
+        kind = np.uint8 if manifest.event.kind == "image" else np.float32
+        assert rest.shape == (ROWS, *manifest.event.shape) and rest.dtype == kind
 
 
 def request_for(manifest: Manifest, operation: str) -> dict[str, Any]:
@@ -32,9 +33,11 @@ def request_for(manifest: Manifest, operation: str) -> dict[str, Any]:
         "sample": {"count": ROWS},
         "decode": latents_or_codes(manifest),
         "interpolate": {"start": {"seed": 1}, "end": {"seed": 2}, "steps": ROWS},
-        "complete": {"image": pictures(manifest)[0], "prefix_rows": 4, "count": ROWS},
     }
-    body = bodies.get(operation, {"images": pictures(manifest)})
+    if operation == "complete":
+        body: dict[str, Any] = {"image": pictures(manifest)[0], "prefix_rows": 4, "count": ROWS}
+    else:
+        body = bodies.get(operation) or images_or_vectors(manifest)
     if operation == "score" and manifest.condition:
         body["class_label"] = [0, 2, 1]
     if operation not in ("encode", "likelihood", "score", "classify"):
@@ -53,6 +56,14 @@ def latents_or_codes(manifest: Manifest) -> dict[str, Any]:
     if manifest.latent:
         return {"latents": draws.normal(size=(ROWS, *manifest.latent.shape)).round(3).tolist()}
     return {}
+
+
+def images_or_vectors(manifest: Manifest) -> dict[str, Any]:
+    """Return three of what it is a model of, by the name of their field."""
+    if manifest.event.kind == "vector":
+        draws = np.random.default_rng(1).normal(size=(ROWS, *manifest.event.shape))
+        return {"vectors": draws.round(3).tolist()}
+    return {"images": pictures(manifest)}
 
 
 def pictures(manifest: Manifest) -> list[Any]:

@@ -89,6 +89,7 @@ TINY: Mapping[str, dict[str, Any]] = {
     "flows.glow.Glow": {"widths": (4, 4), "steps": (2, 2)},
     "flows.nice.NICE": {"couplings": 2, "width": 16, "layers": 2},
     "flows.real_nvp.RealNVP": {"widths": (4, 4), "couplings": (3, 2)},
+    "flows.vector_ffjord.VectorFFJORD": {"vector_size": 2, "width": 8, "steps": 2},
     "energy.rbm.RestrictedBoltzmannMachine": {"hidden_units": 6, "annealing_steps": 100},
     "energy.deep_boltzmann_machine.DeepBoltzmannMachine": {
         "hidden_units": (6, 5),
@@ -109,7 +110,17 @@ def build(name: str) -> Family:
     module, _, kind = name.rpartition(".")
     torch.manual_seed(0)
     family = getattr(importlib.import_module(f"model_zoo.{module}"), kind)
-    return family(image_shape=(1, SIDE, SIDE), **TINY[name])
+    shape = {} if "vector_size" in TINY[name] else {"image_shape": (1, SIDE, SIDE)}
+    return family(**shape, **TINY[name])
+
+
+def batch_for(family: Family, count: int) -> Batch:
+    """Return random images, or vectors for a family of these."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 1, SIDE, SIDE), generator=generator).float()
+    if family.card().event["kind"] == "vector":
+        images = torch.randn(count, *family.card().event["shape"], generator=generator)
+    return Batch(images, torch.arange(count) % 3)
 
 
 def artifact_name(name: str) -> str:
@@ -118,9 +129,7 @@ def artifact_name(name: str) -> str:
 
 def take_a_step(family: Family) -> dict[str, float]:
     """Descend every objective once on random digits and conclude, as the training loop does."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (16, 1, SIDE, SIDE), generator=generator).float()
-    batch = Batch(images, torch.arange(16) % 3)
+    generator, batch = torch.Generator().manual_seed(0), batch_for(family, 16)
     losses = {}
     for objective_name, objective in family.train().objectives().items():
         parameters = list(objective.parameters)
@@ -186,8 +195,7 @@ def test_training_steps_move_every_weight(name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_family_measures_itself(name: str) -> None:
     family = build(name).eval()
-    images = torch.randint(0, 256, (12, 1, SIDE, SIDE)).float()
-    figures = family.evaluate(Batch(images, torch.arange(12) % 3), torch.Generator())
+    figures = family.evaluate(batch_for(family, 12), torch.Generator())
     assert figures
     for figure in figures:
         assert np.isfinite(figure.value)

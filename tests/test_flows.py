@@ -15,7 +15,8 @@ from torch.nn.functional import softplus
 from model_zoo.data import data_directory, load
 from model_zoo.family import Batch
 from model_zoo.flows import real_nvp
-from model_zoo.flows.ffjord import FFJORD, ContinuousFlow
+from model_zoo.flows.continuous_layers import ContinuousFlow
+from model_zoo.flows.ffjord import FFJORD
 from model_zoo.flows.flow_layers import FlowOfLevels, LogitOfLevels, MultiScaleFlow, Squeeze
 from model_zoo.flows.glow import ActNorm, AffineCoupling, Glow, InvertibleConvolution
 from model_zoo.flows.nice import NICE, logistic_log_density, logistic_of_normal, normal_of_logistic

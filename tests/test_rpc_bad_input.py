@@ -330,7 +330,7 @@ BAD_INPUT = {
     ),
     "endpoint of nothing": (
         "Interpolate", pb.InterpolateRequest(start=pb.Endpoint(), end=pb.Endpoint(seed=1)),
-        INVALID, "INVALID_REQUEST", "a seed, a latent or an image",
+        INVALID, "INVALID_REQUEST", "a seed, a latent, an image or a vector",
     ),
 }  # fmt: skip
 

@@ -109,10 +109,11 @@ def serving() -> dashboard.Dashboard:
         )
         .with_panel(
             lines(
-                "Images",
-                "Images produced or scored.",
+                "Images and vectors",
+                "Images, or vectors, produced or scored.",
                 "ops",
                 ("{{model}} {{operation}}", rate("genserve_images_total", "model, operation")),
+                ("{{model}} {{operation}}", rate("genserve_vectors_total", "model, operation")),
             )
         )
         .with_panel(

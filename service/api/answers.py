@@ -29,6 +29,7 @@ from service.core.requests import (
 )
 from service.core.scoring.conformal import COVERAGE
 from service.core.scoring.scores import UNITS
+from service.errors import NotAcceptable
 from service.images import heat_map, levels_to_png
 
 
@@ -46,10 +47,13 @@ class Metadata(BaseModel):
 
 
 class GenerationAnswer(Metadata):
-    """Images, and what they were decoded from."""
+    """Images or vectors, and what they were decoded from."""
 
     images: list[Any] | None = Field(
         None, description="base64 PNG strings, or arrays [count, height, width, channels]"
+    )
+    vectors: list[list[float]] | None = Field(
+        None, description="[count, size], of models of vectors instead of images"
     )
     latents: list[list[float]] | None = Field(None, description="[count, size]")
     codes: list[list[int]] | None = Field(None, description="[count, size]")
@@ -356,16 +360,21 @@ def classification_meaning(result: ClassifyResult) -> dict[str, Any]:
 def _generated(answer: Answer, result: GenerationResult, body: Body) -> dict[str, Any]:
     assert isinstance(body, GenerationBody)
     content: dict[str, Any] = {}
-    if "images" in body.parts:
-        levels = answer.manifest.event.levels
-        content["images"] = (
-            _numbers(result.images)
-            if body.image_format == "array"
-            else _base64_png(result.images, levels)
+    parts = set(body.parts_of(result))
+    if "vectors" in parts and body.wants_png:
+        raise NotAcceptable(
+            f"{answer.manifest.name} makes vectors, and a PNG holds images; leave out image_format"
         )
-    for part in set(body.parts) - {"images"}:
+    if "images" in parts:
+        images = result.part("images")
+        content["images"] = (
+            _numbers(images)
+            if body.image_format == "array"
+            else _base64_png(images, answer.manifest.image.levels)
+        )
+    for part in parts - {"images"}:
         content[part] = _numbers(result.part(part))
-    if {"latents", "codes"} & set(body.parts):
+    if {"latents", "codes"} & parts:
         content["latent_space"] = latent_space(answer)
     return content
 

@@ -134,15 +134,18 @@ def _parse(media_type: str, content: bytes, query: Fields, body: type[B], limits
     if media_type == ZIP:
         return _check_archive(content, query, body, limits)
     if media_type == PNG:
-        query = _with_upload(query, body, [content])
+        query = _with_upload(query, body.upload, [content])
     elif media_type == NPY:
-        query = _with_upload(query, body, npy_to_array(content, limits.bytes))
+        array = npy_to_array(content, limits.bytes)
+        # Two axes make no image.
+        vectors = body.upload == "images" and array.ndim == 2
+        query = _with_upload(query, "vectors" if vectors else body.upload, array)
     return check(body, query)
 
 
 def _check_archive(content: bytes, query: Fields, body: type[B], limits: BodyLimits) -> B:
     files = zip_to_files(content, maximum_files=limits.files, maximum_bytes=limits.bytes)
-    checked = check(body, _with_upload(query, body, [content for _, content in files]))
+    checked = check(body, _with_upload(query, body.upload, [content for _, content in files]))
     assert isinstance(checked, LikelihoodBody), "no other operation reads archives"
     checked.name_images([name for name, _ in files])
     return checked
@@ -180,7 +183,7 @@ async def _form_fields(form: FormData, body: type[Body]) -> Fields:
         else:
             raise InvalidRequest(f"unknown file '{name[:100]}'; files are named images or file")
     fields = read_texts(body, texts)
-    return _with_upload(fields, body, files) if files else fields
+    return _with_upload(fields, body.upload, files) if files else fields
 
 
 async def _in_time(reading: Awaitable[T], seconds: float) -> T:
@@ -216,11 +219,11 @@ async def _chunks(request: Request, maximum_bytes: int) -> Chunks:
         yield chunk
 
 
-def _with_upload(fields: Fields, body: type[Body], content: object) -> Fields:
-    assert body.upload is not None, "only operations with an upload read this media type"
-    if body.upload in fields:
-        raise InvalidRequest(f"{body.upload} are given twice, as an upload and as a field")
-    return {**fields, body.upload: content}
+def _with_upload(fields: Fields, name: str | None, content: object) -> Fields:
+    assert name is not None, "only operations with an upload read this media type"
+    if name in fields:
+        raise InvalidRequest(f"{name} are given twice, as an upload and as a field")
+    return {**fields, name: content}
 
 
 def _refuse_query(query: Fields) -> None:

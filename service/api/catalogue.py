@@ -20,6 +20,9 @@ class ListedModel(BaseModel):
     version: str
     family: str | None = Field(description="null where the manifest can't be read")
     dataset: str | None = Field(description="that it was trained on; null where it does not say")
+    event: str | None = Field(
+        description="what it is a model of: image or vector; null where the manifest can't be read"
+    )
     operations: list[str]
     quality: list[Figure] = Field(description="how good it is, beside published figures")
     state: State = Field(description="a model that is available loads on first use")
@@ -120,6 +123,7 @@ def _listed(model: Model, engine: Engine) -> ListedModel:
         version=model.version,
         family=manifest.family if manifest else None,
         dataset=_dataset(manifest) if manifest else None,
+        event=manifest.event.kind if manifest else None,
         operations=list(manifest.operations) if manifest else [],
         quality=list(manifest.quality) if manifest else [],
         state=model.state,

@@ -108,7 +108,7 @@ class Condition(Strict):
 
 
 class Point(Strict):
-    """A point in latent space: exactly one of a seed, a latent and an image."""
+    """A point in latent space: exactly one of a seed, a latent, and an image or a vector."""
 
     seed: Seed | None = None
     """The latent that the first image of this seed is decoded from; 0 to 2^53 - 1."""
@@ -118,6 +118,8 @@ class Point(Strict):
     """The space that the latent is of, as an answer named it; refused where it is another."""
     image: Picture | None = None
     """An image to encode: nested arrays [height, width, channels] or a base64 PNG."""
+    vector: Numbers | None = None
+    """A vector to encode, [size]: for models of vectors."""
 
     def to_core(self) -> core.Endpoint:
         """Return the core's endpoint."""
@@ -126,6 +128,7 @@ class Point(Strict):
             latent=self.latent,
             latent_space=self.latent_space,
             image=self.image,
+            vector=self.vector,
         )
 
 

@@ -93,13 +93,18 @@ def _to_png(answer: Answer) -> bytes:
         maps = heat_map(answer.result.log_likelihood_map, answer.manifest.drawn_levels)
         return levels_to_png(grid(maps), 256)
     assert isinstance(answer.result, GenerationResult)
+    if answer.result.images is None:
+        raise NotAcceptable(
+            f"{answer.manifest.name} makes vectors, and a PNG holds images; accept {JSON} or {NPY}"
+        )
     picture = grid(answer.result.images, answer.result.columns)
-    return levels_to_png(picture, answer.manifest.event.levels)
+    return levels_to_png(picture, answer.manifest.image.levels)
 
 
 def _to_npy(answer: Answer, body: Body) -> bytes:
     if isinstance(answer.result, GenerationResult):
-        return array_to_npy(answer.result.part(body.answer_parts[0]))
+        assert isinstance(body, GenerationBody)
+        return array_to_npy(answer.result.part(body.parts_of(answer.result)[0]))
     if isinstance(answer.result, EncodeResult):
         assert isinstance(body, EncodeBody)
         return array_to_npy(answer.result.part(body.parts_of(answer.result)[0]))

@@ -99,7 +99,8 @@ def _schema(media_type: str, body: type[Body]) -> dict[str, Any]:
 _RAW: dict[tuple[str, str | None], str] = {
     (PNG, "images"): "one PNG",
     (ZIP, "images"): "an archive of PNG files; each row of the answer has the name of its file",
-    (NPY, "images"): "an array [count, height, width, channels]",
+    (NPY, "images"): "an array of images [count, height, width, channels], or vectors "
+    "[count, size]",
     (NPY, "latents"): "an array [count, size]",
 }
 

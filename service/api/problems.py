@@ -22,6 +22,7 @@ STATUS: Mapping[type[GenserveError], int] = {
     errors.NotAcceptable: 406,
     errors.PayloadTooLarge: 413,
     errors.InvalidImage: 422,
+    errors.InvalidVector: 422,
     errors.InvalidLatent: 422,
     errors.InvalidCodes: 422,
     errors.OutOfRange: 422,

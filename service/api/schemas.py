@@ -86,29 +86,49 @@ class ConditionedBody(Body):
         return core.ConditionRequest(classes=self.class_label)
 
 
+class EventsBody(Body):
+    """A request about images or vectors: those which the model is one of."""
+
+    upload: ClassVar[Upload | None] = "images"
+
+    images: Pictures | None = None
+    vectors: Numbers | None = None
+    """Vectors, [count, size], in place of images: for models of vectors."""
+
+
 class GenerationBody(ConditionedBody):
-    """A request that is answered with images."""
+    """A request that is answered with images or vectors."""
 
     seed: Seed | None = Field(None, description=f"Seed of all that is drawn, {_SEED}.")
     scale: core.Scale = "levels"
     """`levels`: whole numbers from 0; `unit`: floats in [0, 1], in and out, as arrays only."""
-    parts: GenerationParts = Field(
-        ("images",),  # type: ignore[arg-type]  # a list would be copied for each request
+    parts: GenerationParts | None = Field(
+        None,
         alias="return",
-        description="What to answer: the images, the latents or codes that they were decoded from, "
-        "the log-likelihood of each, and of its late known pixels, where the model has them.",
+        description="What to answer: the images or vectors, the latents or codes that they were "
+        "decoded from, the log-likelihood of each, and of its late known pixels, where the model "
+        "has them. Left out: the images or vectors.",
     )
     image_format: Literal["png", "array"] = "png"
     """Images in JSON: base64 PNG strings, or nested arrays [count, height, width, channels]."""
 
     @property
     def answer_parts(self) -> Sequence[str]:
-        """The arrays that the answer holds."""
-        return self.parts
+        """The arrays that the answer holds; where none is named, one in any case."""
+        return self.parts or ["images"]
+
+    @property
+    def wants_png(self) -> bool:
+        """Whether PNG files are asked for, and not only left to be the default."""
+        return self.image_format == "png" and "image_format" in self.model_fields_set
+
+    def parts_of(self, result: core.GenerationResult) -> Sequence[core.GenerationPart]:
+        """Return what is answered of a result."""
+        return self.parts or [result.made]
 
 
 class SampleBody(GenerationBody):
-    """Draw images. Image i of a seed is the same picture whatever `count` is."""
+    """Draw images or vectors. Image i of a seed is the same picture whatever `count` is."""
 
     count: Annotated[int, Field(json_schema_extra={"minimum": 1})] = 1
     """Number of images, 1 to the server's limit (256 unless set otherwise)."""
@@ -228,7 +248,7 @@ class StreamCompleteBody(CompleteBody, StreamSampleBody):
 
 
 class DecodeBody(GenerationBody):
-    """Map latents or codes to images; exactly one of the two is given."""
+    """Map latents or codes to images or vectors; exactly one of the two is given."""
 
     upload: ClassVar[Upload | None] = "latents"
 
@@ -252,12 +272,9 @@ class DecodeBody(GenerationBody):
         )
 
 
-class ReconstructBody(GenerationBody):
-    """Map images to latents or codes, and back."""
+class ReconstructBody(EventsBody, GenerationBody):
+    """Map images or vectors to latents or codes, and back."""
 
-    upload: ClassVar[Upload | None] = "images"
-
-    images: Pictures
     binarisation: core.BinarisationRule | None = None
     """Make grey levels binary first: above half, or drawn with the level as probability."""
 
@@ -265,6 +282,7 @@ class ReconstructBody(GenerationBody):
         """Return the core's request."""
         return core.ReconstructRequest(
             images=self.images,
+            vectors=self.vectors,
             binarisation=self.binarisation,
             condition=self.core_condition(),
             seed=self.seed,
@@ -307,7 +325,7 @@ class InterpolateBody(GenerationBody):
         )
 
 
-class ScoreBody(ConditionedBody):
+class ScoreBody(EventsBody, ConditionedBody):
     """Ask a discriminator or critic how real images look, each by itself; this is no likelihood."""
 
     model_config = ConfigDict(
@@ -316,9 +334,6 @@ class ScoreBody(ConditionedBody):
         }
     )
 
-    upload: ClassVar[Upload | None] = "images"
-
-    images: Pictures
     scale: core.Scale = "levels"
     """Of image arrays: `levels`, whole numbers from 0; `unit`, floats in [0, 1]."""
 
@@ -330,11 +345,14 @@ class ScoreBody(ConditionedBody):
     def to_core(self) -> core.ScoreRequest:
         """Return the core's request."""
         return core.ScoreRequest(
-            images=self.images, condition=self.core_condition(), scale=self.scale
+            images=self.images,
+            vectors=self.vectors,
+            condition=self.core_condition(),
+            scale=self.scale,
         )
 
 
-class ClassifyBody(Body):
+class ClassifyBody(EventsBody):
     """Ask which class images are of, by their likelihoods given each class and the model's prior.
 
     An image costs a likelihood for every class.
@@ -344,9 +362,6 @@ class ClassifyBody(Body):
         json_schema_extra={"examples": [{"model": "mnist-pixelcnn", "images": [_BLANK]}]}
     )
 
-    upload: ClassVar[Upload | None] = "images"
-
-    images: Pictures
     binarisation: core.BinarisationRule | None = None
     """Make grey levels binary first: above half, or drawn with the level as probability."""
     samples: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
@@ -365,6 +380,7 @@ class ClassifyBody(Body):
         """Return the core's request."""
         return core.ClassifyRequest(
             images=self.images,
+            vectors=self.vectors,
             binarisation=self.binarisation,
             samples=self.samples,
             seed=self.seed,
@@ -372,12 +388,9 @@ class ClassifyBody(Body):
         )
 
 
-class EncodeBody(Body):
-    """Map images to latents or codes."""
+class EncodeBody(EventsBody):
+    """Map images or vectors to latents or codes."""
 
-    upload: ClassVar[Upload | None] = "images"
-
-    images: Pictures
     binarisation: core.BinarisationRule | None = None
     """Make grey levels binary first: above half, or drawn with the level as probability."""
     seed: Seed | None = Field(None, description=f"Seed of draws and binarisation, {_SEED}.")
@@ -403,6 +416,7 @@ class EncodeBody(Body):
         """Return the core's request."""
         return core.EncodeRequest(
             images=self.images,
+            vectors=self.vectors,
             binarisation=self.binarisation,
             draw="draws" in self.answer_parts,
             seed=self.seed,
@@ -410,7 +424,7 @@ class EncodeBody(Body):
         )
 
 
-class LikelihoodBody(ConditionedBody):
+class LikelihoodBody(EventsBody, ConditionedBody):
     """How likely images are, and how anomalous. Their places in the request change nothing."""
 
     model_config = ConfigDict(
@@ -422,9 +436,6 @@ class LikelihoodBody(ConditionedBody):
         }
     )
 
-    upload: ClassVar[Upload | None] = "images"
-
-    images: Pictures
     binarisation: core.BinarisationRule | None = None
     """Make grey levels binary first: above half, or drawn with the level as probability."""
     samples: Annotated[int, Field(json_schema_extra={"minimum": 1})] | None = None
@@ -478,6 +489,7 @@ class LikelihoodBody(ConditionedBody):
         """Return the core's request."""
         return core.LikelihoodRequest(
             images=self.images,
+            vectors=self.vectors,
             binarisation=self.binarisation,
             samples=self.samples,
             estimator=self.estimator,

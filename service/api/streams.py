@@ -92,7 +92,7 @@ def _write(event: Progress | Answer, body: Body, request_id: str) -> str:
         rows = RowsEvent(image=event.image, first_row=event.first_row, rows=levels, **progress)
         return _text("rows", rows.model_dump_json())
     assert isinstance(event, Preview), "there are two kinds of progress"
-    png = levels_to_png(grid(event.images), event.manifest.event.levels)
+    png = levels_to_png(grid(event.images), event.manifest.image.levels)
     preview = PreviewEvent(png=base64.b64encode(png).decode(), **progress)
     return _text("preview", preview.model_dump_json())
 

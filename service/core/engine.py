@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, TypeVarTuple
 
 from service.core.batcher import Batcher
 from service.core.calls import Call, Outputs
+from service.core.events import events_of
 from service.core.feed import Feed
 from service.core.manifest import Manifest
 from service.core.models import Change, Model, Models
@@ -408,7 +409,8 @@ class Engine:
                 run = partial(self._batcher.run, model.graphs[step.graph], step.inputs, deadline)
                 outputs = await (run() if feed is None else feed.run(run, deadline))
             else:
-                self._metrics.images.labels(model.name, operation).inc(step.count)
+                events = self._metrics.events(events_of(manifest).part)
+                events.labels(model.name, operation).inc(step.count)
                 if isinstance(step, LikelihoodResult) and step.anomaly:
                     model.watches[step.anomaly.calibration].record(step.anomaly)
                 yield Answer(manifest, step, self._reproducible)

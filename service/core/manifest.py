@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from service.core.manifest_parts import (
+    Binarisation,
     Codes,
     Condition,
     Control,
@@ -22,6 +23,7 @@ from service.core.manifest_parts import (
     Figure,
     FileName,
     Graph,
+    ImageEvent,
     Latent,
     Name,
     Operation,
@@ -29,6 +31,7 @@ from service.core.manifest_parts import (
     Preprocess,
     Split,
     TestVectors,
+    VectorEvent,
     Version,
     read_part,
 )
@@ -57,6 +60,9 @@ In nats the entropies of p(x_i | x_1 .. x_i-1), summed over the pixels, -log p(x
 the divergence of the posterior from the prior; and the length of the latent: of the posterior's
 mean where there is a posterior.
 """
+
+_OF_PIXELS = {"cache", "features", "forced", "levels", "log_likelihood_map", "steps"}
+"""The roles of ports that only images have."""
 
 # A graph's name is its function: the roles that its inputs may have, and outputs of which it must
 # have one.
@@ -126,7 +132,7 @@ class Manifest(Part):
     licence: str
     artifact_digest: Digest
     event: Event
-    preprocess: Preprocess
+    preprocess: Preprocess | None = Field(description="of images; null for vectors")
     latent: Latent | None
     codes: Codes | None = None
     condition: Condition | None
@@ -141,15 +147,30 @@ class Manifest(Part):
     provenance: dict[str, Any]
 
     @property
+    def image(self) -> ImageEvent:
+        """The event of a model of images: only these are drawn pixel by pixel."""
+        assert isinstance(self.event, ImageEvent), "the manifest was checked for images"
+        return self.event
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one event as graphs take it."""
+        return self.preprocess.row_shape(self.image) if self.preprocess else self.event.shape
+
+    @property
+    def binarisation(self) -> Binarisation | None:
+        """How grey images become binary ones; None where they need not."""
+        return self.preprocess.binarisation if self.preprocess else None
+
+    @property
     def drawn_levels(self) -> int:
         """How many levels a pixel can have under the model: two where its images are binary."""
-        binarisation = self.preprocess.binarisation
-        return binarisation.levels if binarisation else self.event.levels
+        return self.binarisation.levels if self.binarisation else self.image.levels
 
     @property
     def level_step(self) -> int:
         """The distance between neighbouring levels of the model, in levels of images."""
-        return (self.event.levels - 1) // (self.drawn_levels - 1)
+        return (self.image.levels - 1) // (self.drawn_levels - 1)
 
     @property
     def latent_space(self) -> str | None:
@@ -161,6 +182,29 @@ class Manifest(Part):
     def has_prior_graph(self) -> bool:
         """Whether a graph draws what is decoded."""
         return self.codes is not None or (self.latent is not None and self.latent.prior == "graph")
+
+    @model_validator(mode="after")
+    def _images_are_preprocessed_and_vectors_are_not(self) -> Self:
+        if isinstance(self.event, ImageEvent) != (self.preprocess is not None):
+            raise ValueError("images have a preprocess, and vectors have none")
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_have_no_pixels(self) -> Self:
+        if not isinstance(self.event, VectorEvent):
+            return self
+        if self.program != "single_pass":
+            raise ValueError(f"a vector can't be drawn by {self.program}, which goes over pixels")
+        for name, graph in self.graphs.items():
+            for port in (*graph.inputs, *graph.outputs):
+                if port.role in _OF_PIXELS:
+                    raise ValueError(
+                        f"port '{port.name}' of graph '{name}': a vector has no {port.role}"
+                    )
+        likelihood = self.operations.get("likelihood")
+        if likelihood and likelihood.quantity == "probability":
+            raise ValueError("a likelihood of vectors is a density, and no probability")
+        return self
 
     @model_validator(mode="after")
     def _latents_are_numbers_or_codes(self) -> Self:
@@ -269,7 +313,7 @@ class Manifest(Part):
             raise ValueError("a latent of raster_rows, and no other, needs a graph 'features'")
         given = features.output("features") if features else None
         shape = given.row_shape if given else None
-        if shape is not None and (len(shape) != 3 or shape[:2] != self.event.shape[:2]):
+        if shape is not None and (len(shape) != 3 or shape[:2] != self.image.shape[:2]):
             raise ValueError("graph 'features' must give [height, width, features]")
         for name in self.graphs.keys() & {"row_step", "row_step_filtered"}:
             taken = self.graphs[name].input("features")
@@ -317,7 +361,7 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _ports_have_the_shapes_of_what_they_carry(self) -> Self:
         shapes: dict[str, tuple[int, ...] | None] = {
-            "data": self.preprocess.row_shape(self.event),
+            "data": self.row_shape,
             "latent": self.latent.shape if self.latent else None,
             "latent_deviation": self.latent.shape if self.latent else None,
             "codes": (self.codes.size,) if self.codes else None,
@@ -327,12 +371,8 @@ class Manifest(Part):
             "steps": (),
             "score": (),
         }
-        height, width, _ = self.event.shape
         for name, graph in self.graphs.items():
-            # A chain has whole images, a loop inside a graph all of their pixels, painting a row.
-            whole = {"transition": (height, width), "draw": (height * width,)}
-            pixels = whole.get(name, (width,))
-            here = shapes | {"forced": pixels, "levels": pixels}
+            here = shapes | self._shapes_of_pixels(name)
             for port in (*graph.inputs, *graph.outputs):
                 if port.row_shape != here.get(port.role, port.row_shape):
                     raise ValueError(
@@ -343,11 +383,21 @@ class Manifest(Part):
                     raise ValueError(f"port '{port.name}' of graph '{name}': codes are int64")
         return self
 
+    def _shapes_of_pixels(self, graph: str) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of rows of pixels, by role, as a graph takes and gives them."""
+        if not isinstance(self.event, ImageEvent):
+            return {}
+        height, width, _ = self.event.shape
+        # A chain has whole images, a loop inside a graph all of their pixels, painting a row.
+        whole = {"transition": (height, width), "draw": (height * width,)}
+        pixels = whole.get(graph, (width,))
+        return {"forced": pixels, "levels": pixels}
+
     @model_validator(mode="after")
     def _a_draw_is_of_all_pixels_at_once(self) -> Self:
         if (graph := self.graphs.get("draw")) is None:
             return self
-        height, width, _ = self.event.shape
+        height, width, _ = self.image.shape
         of_pixels = (
             graph.input("forced"),
             graph.input("noise"),
@@ -375,8 +425,10 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _means_and_deviations_are_for_the_channels(self) -> Self:
+        if self.preprocess is None:
+            return self
         for values in (self.preprocess.mean, self.preprocess.deviation):
-            if len(values) not in (1, self.event.shape[2]):
+            if len(values) not in (1, self.image.shape[2]):
                 raise ValueError("mean and deviation are one for all channels, or one each")
         return self
 

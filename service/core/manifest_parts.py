@@ -29,8 +29,8 @@ class Part(BaseModel):
 P = TypeVar("P", bound=Part)
 
 
-class Event(Part):
-    """What the model generates. `shape` is [height, width, channels]."""
+class ImageEvent(Part):
+    """An image of levels. `shape` is [height, width, channels]."""
 
     kind: Literal["image"]
     shape: tuple[Size, Size, Literal[1, 3]]
@@ -39,8 +39,25 @@ class Event(Part):
 
     @property
     def dimensions(self) -> int:
-        """The number of values in one event."""
+        """The number of values in one image."""
         return math.prod(self.shape)
+
+
+class VectorEvent(Part):
+    """A vector of real coordinates, which graphs take as it is. `shape` is [size]."""
+
+    kind: Literal["vector"]
+    shape: tuple[Size]
+    base_measure: Literal["lebesgue"]
+
+    @property
+    def dimensions(self) -> int:
+        """The number of coordinates."""
+        return self.shape[0]
+
+
+Event = Annotated[ImageEvent | VectorEvent, Field(discriminator="kind")]
+"""What a model generates."""
 
 
 class Binarisation(Part):
@@ -74,7 +91,7 @@ class Preprocess(Part):
             raise ValueError("range must go from a lower to a higher value")
         return self
 
-    def row_shape(self, event: Event) -> tuple[int, ...]:
+    def row_shape(self, event: ImageEvent) -> tuple[int, ...]:
         """Return the shape of one image as graphs take it."""
         height, width, channels = event.shape
         top, bottom, left, right = self.padding

@@ -19,6 +19,7 @@ from typing import Literal
 from service.core.artifact import CALIBRATIONS, load_artifact, load_calibrations
 from service.core.batcher import LoadedGraph
 from service.core.compatibility import Compatibility, compare
+from service.core.events import events_of
 from service.core.manifest import MANIFEST_FILE, Manifest, read_manifest
 from service.core.manifest_parts import VERSION
 from service.core.scoring.calibration import Calibration, list_calibrations
@@ -180,7 +181,8 @@ class Models:
         self._metrics.model_refused.labels(*labels).set_function(partial(is_in, "refused"))
         if model.manifest is None:
             return
-        self._metrics.expect_model(*labels, model.manifest.operations)
+        events = self._metrics.events(events_of(model.manifest).part)
+        self._metrics.expect_model(*labels, model.manifest.operations, events)
         for name, graph in model.manifest.graphs.items():
             if graph.output("levels"):
                 self._metrics.expect_painting(*labels, name)

@@ -15,6 +15,7 @@ from service.core import latents as space
 from service.core import noise
 from service.core.calls import Call, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights
+from service.core.events import check_scale, events_of
 from service.core.manifest import Manifest, graphs_of
 from service.core.manifest_parts import Port
 from service.core.painting.paint import (
@@ -25,7 +26,7 @@ from service.core.painting.paint import (
     painted,
     painted_latents,
 )
-from service.core.preprocess import binarise, image_keys, read_images, to_images, to_values
+from service.core.preprocess import binarise, item_keys
 from service.core.requests import (
     Array,
     ClassifyRequest,
@@ -35,6 +36,7 @@ from service.core.requests import (
     EncodeRequest,
     EncodeResult,
     Endpoint,
+    EventsRequest,
     GenerationResult,
     InterpolateRequest,
     LikelihoodRequest,
@@ -54,7 +56,8 @@ from service.core.scoring.calibration import Calibration
 from service.core.scoring.classification import classify
 from service.core.scoring.critic import score
 from service.core.scoring.likelihood import likelihood, rows_for_image
-from service.errors import InvalidLatent, InvalidRequest, OperationNotOffered
+from service.core.scoring.scores import EventRows
+from service.errors import InvalidLatent, InvalidRequest, InvalidVector, OperationNotOffered
 
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]
 Encoding = Generator[Call, Outputs, EncodeResult]
@@ -71,10 +74,10 @@ def sample(manifest: Manifest, request: SampleRequest, limits: Limits) -> Decodi
     check_range("count", request.count, 1, limits.count)
     seed = _seed(request.seed)
     if (draw := _PIXEL_PROGRAMS.get(manifest.program)) is not None:
-        free = np.full((request.count, *manifest.event.shape[:2]), -1, np.int64)
+        free = np.full((request.count, *manifest.image.shape[:2]), -1, np.int64)
         return (yield from draw(manifest, request, free, seed))
     if manifest.program == "markov_chain":
-        free = np.full(manifest.event.shape[:2], FREE)
+        free = np.full(manifest.image.shape[:2], FREE)
         return (yield from chained(manifest, request, free, seed))
     weights = class_weights(manifest, request.condition, request.count, seed)
     drawn = yield from priors.draw(manifest, request, weights, seed)
@@ -93,7 +96,8 @@ def complete(manifest: Manifest, request: CompleteRequest, limits: Limits) -> De
     if request.candidates is not None:
         check_range("candidates", request.candidates, request.count, limits.count)
     seed = _seed(request.seed)
-    levels = _one_image(manifest, request.image, request.scale, limits)[0, :, :, 0]
+    point = Endpoint(image=request.image)
+    levels = _read_point(manifest, point, request.scale, limits)[0, :, :, 0]
     known = known_pixels(manifest, request)
     forced = forced_levels(manifest, levels, known)
     if manifest.program == "markov_chain":
@@ -129,7 +133,7 @@ def _best(result: GenerationResult, count: int) -> GenerationResult:
 
     return replace(
         result,
-        images=result.images[best],
+        images=chosen(result.images),
         class_weights=chosen(result.class_weights),
         log_likelihood=chosen(result.log_likelihood),
         log_weight=result.log_weight[best],
@@ -138,7 +142,7 @@ def _best(result: GenerationResult, count: int) -> GenerationResult:
 
 
 def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decoding:
-    """Map latents or codes to images."""
+    """Map latents or codes to images or vectors."""
     given = priors.given(manifest, request)
     check_range(f"the number of {request.given}", len(given), 1, limits.count)
     seed = _seed(request.seed)
@@ -147,11 +151,11 @@ def decode(manifest: Manifest, request: DecodeRequest, limits: Limits) -> Decodi
 
 
 def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encoding:
-    """Map images to latents or codes."""
+    """Map images or vectors to latents or codes."""
     seed = _seed(request.seed)
-    levels = read_images(manifest, request.images, request.scale, limits)
-    levels = binarise(manifest, "encode", levels, request.binarisation, seed)
-    mean, deviation = yield from _encoded(manifest, levels)
+    rows = events_of(manifest).read(request, limits)
+    rows = binarise(manifest, "encode", rows, request.binarisation, seed)
+    mean, deviation = yield from _encoded(manifest, rows)
     if manifest.codes:
         if request.draw:
             raise InvalidRequest(
@@ -166,33 +170,33 @@ def encode(manifest: Manifest, request: EncodeRequest, limits: Limits) -> Encodi
                 f"{manifest.name} maps an image to one latent, so there is nothing to draw; "
                 "leave out draws"
             )
-        seeds = np.full(len(levels), seed, np.uint64)
-        uniforms = noise.uniform(seeds, "posterior", image_keys(levels), mean.shape[1])
+        seeds = np.full(len(rows), seed, np.uint64)
+        uniforms = noise.uniform(seeds, "posterior", item_keys(rows), mean.shape[1])
         draws = mean + deviation * noise.normal(uniforms).astype(np.float32)
     return EncodeResult(latents=mean, deviations=deviation, draws=draws, seed=seed)
 
 
 def reconstruct(manifest: Manifest, request: ReconstructRequest, limits: Limits) -> Decoding:
-    """Map images to the mean of their latents, or to codes, and back; or by a graph of its own."""
+    """Map events to the mean of their latents, or to codes, and back; or by a graph of its own."""
     seed = _seed(request.seed)
-    levels = read_images(manifest, request.images, request.scale, limits)
-    levels = binarise(manifest, "reconstruct", levels, request.binarisation, seed)
+    rows = events_of(manifest).read(request, limits)
+    rows = binarise(manifest, "reconstruct", rows, request.binarisation, seed)
     if "reconstruct" in manifest.graphs:
-        return (yield from _reconstructed(manifest, request, levels, seed))
-    latents, _ = yield from _encoded(manifest, levels)
+        return (yield from _reconstructed(manifest, request, rows, seed))
+    latents, _ = yield from _encoded(manifest, rows)
     weights = class_weights(manifest, request.condition, len(latents), seed)
     return (yield from _decoded(manifest, latents, weights, seed, request.scale))
 
 
 def _reconstructed(
-    manifest: Manifest, request: ReconstructRequest, levels: NDArray[np.uint8], seed: int
+    manifest: Manifest, request: ReconstructRequest, rows: EventRows, seed: int
 ) -> Decoding:
-    class_weights(manifest, request.condition, len(levels), seed)  # refuses what there is not
-    graph = manifest.graphs["reconstruct"]
-    inputs = feed(graph, no_noise, data=to_values(manifest, levels))
+    class_weights(manifest, request.condition, len(rows), seed)  # refuses what there is not
+    graph, events = manifest.graphs["reconstruct"], events_of(manifest)
+    inputs = feed(graph, no_noise, data=events.to_values(rows))
     values = output(graph, (yield Call("reconstruct", inputs)), "data")
-    images = to_images(manifest, values, request.scale)
-    return GenerationResult(images=images, latents=None, class_weights=None, seed=seed)
+    shown = events.shown(values, request.scale)
+    return GenerationResult(**shown, latents=None, class_weights=None, seed=seed)
 
 
 def interpolate(manifest: Manifest, request: InterpolateRequest, limits: Limits) -> Decoding:
@@ -237,6 +241,7 @@ def begin(
     limits: Limits,
 ) -> Generator[Call | Paint, Outputs, Result]:
     """Begin an operation on a model: its manifest, and the calibrations that lie beside it."""
+    check_scale(manifest, request.scale)
     if isinstance(request, LikelihoodRequest):
         return likelihood(manifest, request, limits, calibrations)
     return OPERATIONS[operation](manifest, request, limits)
@@ -261,12 +266,12 @@ def work(manifest: Manifest, request: Request) -> int:
         case InterpolateRequest():
             return request.steps ** (2 if request.corners else 1)
         case LikelihoodRequest():
-            return len(request.images) * rows_for_image(manifest, request)
+            return request.rows * rows_for_image(manifest, request)
         case ClassifyRequest():
             classes = len(manifest.condition.names) if manifest.condition else 1
-            return len(request.images) * (request.samples or 1) * classes
+            return request.rows * (request.samples or 1) * classes
         case _:
-            return len(request.images)
+            return request.rows
 
 
 def _decoded(
@@ -277,7 +282,7 @@ def _decoded(
     scale: Scale,
     items: NDArray[np.uint64] | None = None,
 ) -> Decoding:
-    """Return the images of latents or codes, [N, D], and those.
+    """Return the images or vectors of latents or codes, [N, D], and those.
 
     What noise there is besides is that of `items`, [N], or else of one item a row.
     """
@@ -298,7 +303,7 @@ def _decoded(
     if not np.isfinite(values).all():
         raise InvalidLatent("the latents decode to values that are not finite; use smaller ones")
     return GenerationResult(
-        images=to_images(manifest, values, scale),
+        **events_of(manifest).shown(values, scale),
         latents=points if role == "latent" else None,
         codes=as_array(points) if role == "codes" else None,
         class_weights=weights,
@@ -307,13 +312,16 @@ def _decoded(
 
 
 def _encoded(
-    manifest: Manifest, levels: NDArray[np.uint8]
+    manifest: Manifest, rows: EventRows
 ) -> Generator[Call, Outputs, tuple[Array, Array | None]]:
     """Return codes, or the mean of the latents and the deviation that some models have, [N, D]."""
-    graph = manifest.graphs["encode"]
-    outputs = yield Call("encode", feed(graph, no_noise, data=to_values(manifest, levels)))
+    graph, events = manifest.graphs["encode"], events_of(manifest)
+    inputs = feed(graph, no_noise, data=events.to_values(rows))
+    outputs = yield Call("encode", inputs)
     deviation = graph.output("latent_deviation")
     encoded = output(graph, outputs, priors.role(manifest))
+    if events.part == "vectors" and not np.isfinite(encoded).all():
+        raise InvalidVector("the vectors have latents that are not finite; send smaller ones")
     return encoded, outputs[deviation.name] if deviation else None
 
 
@@ -324,9 +332,9 @@ def _located(
     scale: Scale,
     limits: Limits,
 ) -> Generator[Call, Outputs, Array]:
-    """Return the latents [len(points), D] that the endpoints name; images are encoded at once."""
+    """Return the latents [len(points), D] that the endpoints name; events are encoded at once."""
     latents = np.empty((len(points), priors.latent_size(manifest)), np.float32)
-    pictures = [index for index, point in enumerate(points) if point.image is not None]
+    encoded = [index for index, point in enumerate(points) if _is_event(point)]
     for index, point in enumerate(points):
         priors.check_space(manifest, point.latent_space)
         if point.seed is not None:
@@ -335,24 +343,31 @@ def _located(
             latents[index] = first[0]
         elif point.latent is not None:
             latents[index] = priors.check_latents(manifest, point.latent[None])[0]
-    if pictures:
+    if encoded:
         if "encode" not in manifest.operations:
+            made = events_of(manifest).part
             raise OperationNotOffered(
-                f"{manifest.name} can't encode images, so endpoints must be seeds or latents",
+                f"{manifest.name} can't encode {made}, so endpoints must be seeds or latents",
                 operations=sorted(manifest.operations),
             )
-        images = [points[index].image for index in pictures]
-        levels = [_one_image(manifest, image, scale, limits) for image in images]
-        latents[pictures], _ = yield from _encoded(manifest, np.concatenate(levels))
+        rows = [_read_point(manifest, points[index], scale, limits) for index in encoded]
+        latents[encoded], _ = yield from _encoded(manifest, np.concatenate(rows))
     return latents
 
 
-def _one_image(
-    manifest: Manifest, image: Array | bytes | None, scale: Scale, limits: Limits
-) -> NDArray[np.uint8]:
-    """Return the levels of one image, [1, H, W, C]."""
-    images = [image] if isinstance(image, bytes) else np.asarray(image)[None]
-    return read_images(manifest, images, scale, limits)
+def _is_event(point: Endpoint) -> bool:
+    return point.image is not None or point.vector is not None
+
+
+def _read_point(manifest: Manifest, point: Endpoint, scale: Scale, limits: Limits) -> EventRows:
+    """Return the image or vector of a point as one row."""
+    image, vector = point.image, point.vector
+    request = EventsRequest(
+        images=[image] if isinstance(image, bytes) else None if image is None else image[None],
+        vectors=None if vector is None else vector[None],
+        scale=scale,
+    )
+    return events_of(manifest).read(request, limits)
 
 
 def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoint], int]:
@@ -370,8 +385,9 @@ def _shape_of(request: InterpolateRequest, limits: Limits) -> tuple[list[Endpoin
         raise InvalidRequest("arithmetic needs at least one point to add")
     check_range("the number of points", len(shapes[0]), 1, limits.count)
     for point in shapes[0]:
-        if sum(part is not None for part in (point.seed, point.latent, point.image)) != 1:
-            raise InvalidRequest("a point is exactly one of a seed, a latent or an image")
+        ways = (point.seed, point.latent, point.image, point.vector)
+        if sum(way is not None for way in ways) != 1:
+            raise InvalidRequest("a point is exactly one of a seed, a latent, an image or a vector")
     longest = int(limits.count**0.5) if request.corners else limits.count
     check_range("steps", request.steps, 2, longest)
     return list(shapes[0]), 1 if arithmetic else request.steps

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service import images as files
 from service.core import noise
 from service.core.manifest import Manifest
+from service.core.manifest_parts import Preprocess
 from service.core.requests import BinarisationRule, Images, Limits, Scale
 from service.errors import BinarisationRequired, InvalidImage, InvalidRequest, OutOfRange
 
@@ -40,23 +41,24 @@ def binarise(
     its intensity as probability, keyed by the image. Raises BinarisationRequired where the model
     is a distribution over binary images, the levels are not, and no rule is given.
     """
-    offered = manifest.preprocess.binarisation
-    highest = manifest.event.levels - 1
+    offered = manifest.binarisation
     if rule is None:
-        if offered and operation in offered.required_by and not _is_binary(levels, highest):
+        if offered and operation in offered.required_by and not _is_binary(manifest, levels):
             raise BinarisationRequired(
                 f"{manifest.name} is a distribution over binary images, and these hold levels "
-                f"other than 0 and {highest}; set binarisation to one of {list(offered.rules)}"
+                f"other than 0 and {manifest.image.levels - 1}; set binarisation to one of "
+                f"{list(offered.rules)}"
             )
         return levels
     if not offered or rule not in offered.rules:
         raise InvalidRequest(f"{manifest.name} does not take binary images; leave out binarisation")
+    highest = manifest.image.levels - 1
     if rule == "threshold":
         return np.where(2 * levels.astype(np.int16) >= highest, highest, 0).astype(np.uint8)
     uniforms = noise.uniform(
         seeds=np.full(len(levels), seed, np.uint64),
         purpose="binarisation",
-        items=image_keys(levels),
+        items=item_keys(levels),
         size=manifest.event.dimensions,
     )
     return np.where(uniforms.reshape(levels.shape) * highest < levels, highest, 0).astype(np.uint8)
@@ -64,9 +66,9 @@ def binarise(
 
 def to_values(manifest: Manifest, levels: Levels) -> Values:
     """Map levels [N, H, W, C] to graph values, in the layout that the manifest names."""
-    preprocess = manifest.preprocess
+    preprocess = _of(manifest)
     low, high = preprocess.range
-    unit = levels.astype(np.float32) / np.float32(manifest.event.levels - 1)
+    unit = levels.astype(np.float32) / np.float32(manifest.image.levels - 1)
     values = (np.float32(low) + np.float32(high - low) * unit - _row(preprocess.mean)) / _row(
         preprocess.deviation
     )
@@ -81,7 +83,7 @@ def to_values(manifest: Manifest, levels: Levels) -> Values:
 
 def to_images(manifest: Manifest, values: Values, scale: Scale) -> NDArray[Any]:
     """Map graph values back: levels, rounded and clipped, or the intensities in [0, 1]."""
-    preprocess = manifest.preprocess
+    preprocess = _of(manifest)
     if preprocess.layout == "NCHW":
         values = values.transpose(0, 2, 3, 1)  # [N, C, H, W] -> [N, H, W, C]
     top, bottom, left, right = preprocess.padding
@@ -95,24 +97,29 @@ def to_images(manifest: Manifest, values: Values, scale: Scale) -> NDArray[Any]:
     unit.clip(0.0, 1.0, out=unit)
     if scale == "unit":
         return np.ascontiguousarray(unit)
-    unit *= np.float32(manifest.event.levels - 1)
+    unit *= np.float32(manifest.image.levels - 1)
     levels: Levels = np.rint(unit, out=unit).astype(np.uint8)
     return levels
 
 
-def image_keys(levels: Levels) -> NDArray[np.uint64]:
-    """Return the item key of each image [N], a digest of its levels in row-major order."""
-    return np.array([noise.item_key(image.tobytes()) for image in levels], np.uint64)
+def item_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return the item key of each row [N], a digest of its numbers in row-major order."""
+    return np.array([noise.item_key(row.tobytes()) for row in rows], np.uint64)
+
+
+def _of(manifest: Manifest) -> Preprocess:
+    assert manifest.preprocess is not None, "the manifest was checked for that of images"
+    return manifest.preprocess
 
 
 def _check_array(manifest: Manifest, images: NDArray[Any], scale: Scale) -> Levels:
-    shape = manifest.event.shape
+    shape = manifest.image.shape
     if images.shape[1:] != shape:
         raise InvalidImage(
             f"images have shape {list(images.shape)}; {manifest.name} takes "
             f"[count, {shape[0]}, {shape[1]}, {shape[2]}] (height, width, channels)"
         )
-    highest = manifest.event.levels - 1
+    highest = manifest.image.levels - 1
     if scale == "unit":
         images = _unit_to_levels(images, highest)
     elif not np.issubdtype(images.dtype, np.integer):
@@ -145,24 +152,24 @@ def _unit_to_levels(images: NDArray[Any], highest: int) -> NDArray[np.int64]:
 def _read_png(manifest: Manifest, content: bytes) -> Levels:
     """Read one PNG; its size is compared before a pixel is decompressed."""
     size = files.png_size(content)
-    if size != manifest.event.shape[:2]:
+    if size != manifest.image.shape[:2]:
         raise _misfit(manifest, f"{size[0]} high and {size[1]} wide")
-    image = files.png_to_levels(content, manifest.event.levels)
-    if image.shape != manifest.event.shape:
+    image = files.png_to_levels(content, manifest.image.levels)
+    if image.shape != manifest.image.shape:
         raise _misfit(manifest, f"of {image.shape[2]} channels")
     return image
 
 
 def _misfit(manifest: Manifest, actual: str) -> InvalidImage:
-    height, width, channels = manifest.event.shape
+    height, width, channels = manifest.image.shape
     return InvalidImage(
         f"the PNG is {actual}; {manifest.name} takes {height} high, {width} wide, {channels} "
         "channels. Change it first: nothing is resized or converted silently"
     )
 
 
-def _is_binary(levels: Levels, highest: int) -> bool:
-    return bool(np.all((levels == 0) | (levels == highest)))
+def _is_binary(manifest: Manifest, levels: Levels) -> bool:
+    return bool(np.all((levels == 0) | (levels == manifest.image.levels - 1)))
 
 
 @cache

@@ -1,7 +1,8 @@
 """What the operations are asked and what they answer, in arrays, for every transport alike.
 
 Arrays are rows first. Latents are flat vectors [N, D], float32. Images are levels, uint8
-[N, height, width, channels], or float32 in [0, 1] where the scale is `unit`.
+[N, height, width, channels], or float32 in [0, 1] where the scale is `unit`. Vectors are float32
+[N, D]; a model has either images or vectors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ BinarisationRule = Literal["threshold", "stochastic"]
 Estimator = Literal["monte_carlo"]
 LikelihoodPart = Literal["log_likelihood", "scores", "log_likelihood_map"]
 EncodePart = Literal["latents", "codes", "deviations", "draws"]
-GenerationPart = Literal["images", "latents", "codes", "log_likelihood", "log_weight"]
+EventPart = Literal["images", "vectors"]
+GenerationPart = Literal["images", "vectors", "latents", "codes", "log_likelihood", "log_weight"]
 Show = Literal["rows", "preview"]
 HigherMeans = Literal["more_real", "less_real"]
 Images = Array | Sequence[bytes]
@@ -72,8 +74,23 @@ class ConditionRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EventsRequest:
+    """What is asked of images or of vectors: those are given which the model is one of."""
+
+    images: Images | None = None
+    vectors: Array | None = None
+    scale: Scale = "levels"  # of images
+
+    @property
+    def rows(self) -> int:
+        """The number of images or vectors, before anything is checked."""
+        given = self.images if self.vectors is None else self.vectors
+        return 0 if given is None else len(given)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """Draw `count` images. Without a seed, one is drawn and returned."""
+    """Draw `count` images or vectors. Without a seed, one is drawn and returned."""
 
     count: int = 1
     seed: int | None = None
@@ -90,14 +107,12 @@ class SampleRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeRequest:
+class EncodeRequest(EventsRequest):
     """Map images to codes, or to latents: the posterior mean, its deviation, a draw where asked."""
 
-    images: Images
     binarisation: BinarisationRule | None = None
     draw: bool = False
     seed: int | None = None
-    scale: Scale = "levels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +139,12 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructRequest:
+class ReconstructRequest(EventsRequest):
     """Encode images to their posterior mean and decode that. Both use the same scale."""
 
-    images: Images
     binarisation: BinarisationRule | None = None
     condition: ConditionRequest = ConditionRequest()
     seed: int | None = None
-    scale: Scale = "levels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,20 +182,18 @@ class StreamRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodRequest:
+class LikelihoodRequest(EventsRequest):
     """Score images. `samples` asks for the importance-weighted bound with that many draws.
 
     The estimator `monte_carlo` draws latents from the prior instead, few of which explain an image:
     a looser bound, with a larger error, which shows what the posterior is good for.
     """
 
-    images: Images
     binarisation: BinarisationRule | None = None
     samples: int | None = None
     estimator: Estimator | None = None  # None: the one that the model offers
     seed: int = 0
     condition: ConditionRequest = ConditionRequest()
-    scale: Scale = "levels"
     parts: Sequence[LikelihoodPart] | None = None  # None: all but the map, scores if calibrated
     false_positive_rate: float | None = None  # at which `anomalous` is decided
     calibration: str | None = None  # id of the one to compare with, where several apply
@@ -191,12 +202,16 @@ class LikelihoodRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A point in latent space: exactly one of a seed, a latent [D], an image [H, W, C] or PNG."""
+    """A point in latent space: exactly one of a seed, a latent [D], and an event to encode.
+
+    That is an image, [H, W, C] or a PNG, or a vector [D].
+    """
 
     seed: int | None = None
     latent: Array | None = None
     latent_space: str | None = None  # that the latent is of, where it shall be checked
     image: Array | bytes | None = None
+    vector: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,23 +234,19 @@ class InterpolateRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRequest:
+class ScoreRequest(EventsRequest):
     """Ask a discriminator or critic how real images look."""
 
-    images: Images
     condition: ConditionRequest = ConditionRequest()
-    scale: Scale = "levels"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyRequest:
+class ClassifyRequest(EventsRequest):
     """Ask which class images are of; noise is drawn as for their likelihoods."""
 
-    images: Images
     binarisation: BinarisationRule | None = None
     samples: int | None = None
     seed: int = 0
-    scale: Scale = "levels"
 
 
 Request = (
@@ -253,9 +264,10 @@ Request = (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationResult:
-    """Images with what they were made from, where there is such a thing."""
+    """Images or vectors, with what they were made from where there is such a thing."""
 
-    images: Array  # uint8 or float32 [N, H, W, C]
+    images: Array | None = None  # uint8 or float32 [N, H, W, C]
+    vectors: Array | None = None  # float32 [N, D], instead of images
     latents: Array | DeferredRows | None  # float32 [N, D]
     class_weights: Array | None  # float32 [N, K]
     seed: int  # of whatever was drawn
@@ -267,9 +279,14 @@ class GenerationResult:
     columns: int | None = None  # of the picture that shows them all; None for about a square
 
     @property
+    def made(self) -> EventPart:
+        """What was made."""
+        return "images" if self.vectors is None else "vectors"
+
+    @property
     def count(self) -> int:
-        """The number of images."""
-        return len(self.images)
+        """The number of images or vectors."""
+        return len(self.part(self.made))
 
     @property
     def note(self) -> str | None:

@@ -32,12 +32,12 @@ from service.core.requests import (
     StreamRequest,
     check_range,
 )
-from service.errors import InvalidCodes, InvalidImage, InvalidLatent, InvalidRequest
+from service.errors import InvalidCodes, InvalidImage, InvalidLatent, InvalidRequest, InvalidVector
 from service.images import png_size
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.words import to_word
 
-Batch = pb.Images | pb.Latents | pb.Codes | pb.ClassWeights
+Batch = pb.Images | pb.Vectors | pb.Latents | pb.Codes | pb.ClassWeights
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "levels": np.dtype(np.uint8),
@@ -56,6 +56,7 @@ _SCALES = {"levels": pb.SCALE_LEVELS, "unit_values": pb.SCALE_UNIT}
 # The fields that shape a batch, and the error where its values are more or fewer.
 _SHAPES: dict[type[Batch], tuple[Sequence[str], type[InvalidRequest]]] = {
     pb.Images: (("count", "height", "width", "channels"), InvalidImage),
+    pb.Vectors: (("count", "size"), InvalidVector),
     pb.Latents: (("count", "size"), InvalidLatent),
     pb.Codes: (("count", "size"), InvalidCodes),
     pb.ClassWeights: (("count", "size"), InvalidRequest),
@@ -74,7 +75,7 @@ def encode(message: pb.EncodeRequest) -> EncodeRequest:
     """Return what an EncodeRequest asks."""
     return EncodeRequest(
         **_given(message, "binarisation", "seed", "scale"),
-        images=_images(message.images, message.scale),
+        **_events(message),
         draw="draws" in parts(message),
     )
 
@@ -93,7 +94,7 @@ def reconstruct(message: pb.ReconstructRequest) -> ReconstructRequest:
     """Return what a ReconstructRequest asks."""
     return ReconstructRequest(
         **_given(message, "binarisation", "seed", "scale"),
-        images=_images(message.images, message.scale),
+        **_events(message),
         condition=_condition(message),
     )
 
@@ -102,7 +103,7 @@ def likelihood(message: pb.LikelihoodRequest) -> LikelihoodRequest:
     """Return what a LikelihoodRequest asks."""
     return LikelihoodRequest(
         **_given(message, *_SCORING),
-        images=_images(message.images, message.scale),
+        **_events(message),
         condition=_condition(message),
         parts=cast(list[LikelihoodPart], parts(message)) or None,
     )
@@ -112,7 +113,7 @@ def classify(message: pb.ClassifyRequest) -> ClassifyRequest:
     """Return what a ClassifyRequest asks."""
     return ClassifyRequest(
         **_given(message, "binarisation", "samples", "seed", "scale"),
-        images=_images(message.images, message.scale),
+        **_events(message),
     )
 
 
@@ -149,7 +150,7 @@ def score(message: pb.ScoreRequest) -> ScoreRequest:
     """Return what a ScoreRequest asks."""
     return ScoreRequest(
         **_given(message, "scale"),
-        images=_images(message.images, message.scale),
+        **_events(message),
         condition=_condition(message),
     )
 
@@ -228,6 +229,8 @@ def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
     given = _given(point, "seed", "latent_space")
     if point.HasField("latent"):
         given["latent"] = _only(_rows(point.latent), InvalidLatent)
+    if point.HasField("vector"):
+        given["vector"] = _only(_rows(point.vector), InvalidVector)
     if point.HasField("image"):
         given["image"] = _only(_images(point.image, scale), InvalidImage)
     return Endpoint(**given)
@@ -235,8 +238,18 @@ def _endpoint(point: pb.Endpoint, scale: int) -> Endpoint:
 
 def _only(rows: Images, error: type[InvalidRequest]) -> Any:
     if len(rows) != 1:
-        raise error(f"exactly 1 latent or image goes here; {len(rows)} were sent")
+        raise error(f"exactly 1 latent, image or vector goes here; {len(rows)} were sent")
     return rows[0]
+
+
+def _events(message: Any) -> dict[str, Any]:
+    """Return the images or vectors of a request, by name; both where both are sent."""
+    given: dict[str, Any] = {}
+    if message.HasField("vectors"):
+        given["vectors"] = _rows(message.vectors)
+    if message.HasField("images") or not given:
+        given["images"] = _images(message.images, message.scale)
+    return given
 
 
 def _images(images: pb.Images, scale: int) -> Images:
@@ -265,7 +278,7 @@ def _known(content: bytes, image: Array | bytes) -> Array:
     return np.frombuffer(content, np.bool_).reshape(height, width)
 
 
-def _rows(rows: pb.Latents | pb.ClassWeights) -> Array:
+def _rows(rows: pb.Vectors | pb.Latents | pb.ClassWeights) -> Array:
     return np.array(rows.values, np.float32).reshape(_shape(rows, "values", 1))
 
 

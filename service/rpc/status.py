@@ -27,6 +27,7 @@ STATUS_CODES: dict[type[errors.GenserveError], StatusCode] = {
     errors.NotAcceptable: StatusCode.INVALID_ARGUMENT,
     errors.PayloadTooLarge: StatusCode.RESOURCE_EXHAUSTED,  # as gRPC itself answers it
     errors.InvalidImage: StatusCode.INVALID_ARGUMENT,
+    errors.InvalidVector: StatusCode.INVALID_ARGUMENT,
     errors.InvalidLatent: StatusCode.INVALID_ARGUMENT,
     errors.InvalidCodes: StatusCode.INVALID_ARGUMENT,
     errors.OutOfRange: StatusCode.INVALID_ARGUMENT,

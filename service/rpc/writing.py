@@ -8,6 +8,7 @@ import numpy as np
 
 from service.core.engine import Answer
 from service.core.manifest import Manifest
+from service.core.manifest_parts import VectorEvent
 from service.core.models import Change, Model
 from service.core.noise import SCHEME
 from service.core.painting.streaming import Preview, Rows
@@ -41,12 +42,15 @@ Generation = TypeVar(
 def generation(
     response: type[Generation], answer: Answer, parts: Sequence[str], png: bool
 ) -> Generation:
-    """Return the answer of an operation that generates images; `parts` are words, [] images."""
+    """Return the answer of an operation that generates; `parts` are words, [] what it made."""
     result = answer.result
-    assert isinstance(result, GenerationResult), "the operation generates images"
+    assert isinstance(result, GenerationResult), "the operation generates images or vectors"
     fields = {**_origin(answer), **_classes(result)}
-    if not parts or "images" in parts:
-        fields["images"] = _images(answer.manifest, result.images, png)
+    parts = parts or [result.made]
+    if "images" in parts:
+        fields["images"] = _images(answer.manifest, result.part("images"), png)
+    if "vectors" in parts:
+        fields["vectors"] = _vectors(answer.manifest, result.part("vectors"), png)
     if "latents" in parts:
         fields["latents"] = _latents(result.part("latents"))
         fields["latent_space"] = answer.manifest.latent_space
@@ -79,7 +83,7 @@ def rows(event: Rows) -> pb.Rows:
 def preview(event: Preview) -> pb.Preview:
     """Return one picture of all images as far as they are painted."""
     return pb.Preview(
-        png=levels_to_png(grid(event.images), event.manifest.event.levels),
+        png=levels_to_png(grid(event.images), event.manifest.image.levels),
         rows_done=event.rows_done,
         rows_total=event.rows_total,
         resume_token=event.resume_token,
@@ -246,8 +250,16 @@ def _images(manifest: Manifest, images: Array, png: bool) -> pb.Images:
         height=height,
         width=width,
         channels=channels,
-        **_pixels(images, png, manifest.event.levels),
+        **_pixels(images, png, manifest.image.levels),
     )
+
+
+def _vectors(manifest: Manifest, vectors: Array, png: bool) -> pb.Vectors:
+    if png:
+        raise NotAcceptable(
+            f"{manifest.name} makes vectors, and a PNG holds images; leave out image_format"
+        )
+    return pb.Vectors(**_rows(vectors))
 
 
 def _pixels(images: Array, png: bool, levels: int) -> dict[str, Any]:
@@ -272,7 +284,7 @@ def _column(values: Array | None) -> list[float]:
 
 
 def _description(manifest: Manifest) -> dict[str, Any]:
-    binarisation = manifest.preprocess.binarisation
+    binarisation = manifest.binarisation
     rules = binarisation.rules if binarisation else ()
     return {
         "family": manifest.family,
@@ -332,11 +344,16 @@ def _calibration(made: Calibration) -> pb.Calibration:
 
 
 def _event(manifest: Manifest) -> pb.Event:
-    height, width, channels = manifest.event.shape
+    event = manifest.event
+    measure = to_name(pb.BaseMeasure.DESCRIPTOR, event.base_measure)
+    if isinstance(event, VectorEvent):
+        return pb.Event(kind=event.kind, size=event.dimensions, base_measure=measure)
+    height, width, channels = event.shape
     return pb.Event(
+        kind=event.kind,
         height=height,
         width=width,
         channels=channels,
-        levels=manifest.event.levels,
-        base_measure=to_name(pb.BaseMeasure.DESCRIPTOR, manifest.event.base_measure),
+        levels=event.levels,
+        base_measure=measure,
     )

@@ -1,11 +1,12 @@
 // What a model lets one choose, as fields: which model, the class, and the controls of its manifest.
 
-import { get } from "./api.js";
+import { Problem, get } from "./api.js";
 import { element, field, newId, select, slider, tick } from "./elements.js";
 
-/** Return the models that offer an operation and may answer, those that are loaded first. */
+/** Return the models of images that offer an operation and may answer, those that are loaded first. */
 export function offering(models, operation) {
-  const usable = models.filter((model) => model.operations.includes(operation) && !["refused", "unloaded"].includes(model.state));
+  const usable = models.filter((model) =>
+    model.operations.includes(operation) && model.event !== "vector" && !["refused", "unloaded"].includes(model.state));
   const newest = usable.filter((model, index) => usable.findLastIndex((other) => other.name === model.name) === index);
   return newest.sort((a, b) => (b.state === "ready") - (a.state === "ready"));
 }
@@ -25,8 +26,14 @@ export function modelField(offered, value, onchange) {
   return field("Model", select(names, value, onchange));
 }
 
-/** Return a model's manifest with its state and calibrations. */
-export const manifestOf = (name, signal) => get(`/models/${encodeURIComponent(name)}`, signal);
+/** Return the manifest of a model of images, with its state and calibrations. */
+export async function manifestOf(name, signal) {
+  const manifest = await get(`/models/${encodeURIComponent(name)}`, signal);
+  if (manifest.event?.kind === "vector") {
+    throw new Problem({ title: "This view shows images", detail: `${name} is a model of vectors; the view Models draws some of them.` });
+  }
+  return manifest;
+}
 
 /** Return a random seed, small enough to be read aloud. */
 export const anySeed = () => Math.floor(Math.random() * 100_000);

@@ -53,6 +53,17 @@ export function draw(target, values, width, channels = 1, firstRow = 0) {
   target.getContext("2d").putImageData(pixels, 0, firstRow);
 }
 
+/** Draw the first two coordinates of vectors as points on a square canvas, the second upwards. */
+export function scatter(vectors, side, label) {
+  const made = canvas([side, side], 1, label);
+  const context = made.getContext("2d");
+  const extent = Math.max(...vectors.flatMap((vector) => vector.slice(0, 2).map(Math.abs))) || 1;
+  const place = (coordinate = 0) => (side / 2) * (1 + (0.95 * coordinate) / extent);
+  context.fillStyle = getComputedStyle(document.body).color;
+  for (const [x, y] of vectors) context.fillRect(place(x), side - place(y), 1.5, 1.5);
+  return made;
+}
+
 /** Return an image in which all is black. */
 export function blank([height, width, channels]) {
   return { width, height, channels, values: new Uint8Array(height * width * channels) };

@@ -2,12 +2,14 @@
 
 import { post } from "./api.js";
 import { element, notice, precise } from "./elements.js";
-import { picture } from "./images.js";
+import { picture, scatter } from "./images.js";
 
 export const title = "Models";
 export const purpose = "What this service serves, what each model can do, and how good it is.";
 
 const STRIP = 8;
+const POINTS = 256; // what a service answers at most, unless set otherwise
+const SIDE = 168; // pixels of their picture
 const WORDS = { available: "loads on first use", loading: "is loading", ready: "ready", refused: "refused", unloaded: "unloaded" };
 const LINKS = [
   ["sample", "sample", "Sample"],
@@ -38,8 +40,10 @@ function card(model, signal) {
     strip(model, signal),
     element("ul", { class: "operations", "aria-label": "Operations" }, model.operations.map((name) => element("li", {}, name))),
     figures(model.quality),
-    element("p", { class: "links" }, LINKS.filter(([operation]) => model.operations.includes(operation)).map(([, view, words]) =>
-      element("a", { href: `#/${view}?model=${encodeURIComponent(model.name)}` }, words))));
+    model.event === "vector"
+      ? element("p", { class: "hint" }, "A model of vectors: the other views show images. Ask it over REST or gRPC.")
+      : element("p", { class: "links" }, LINKS.filter(([operation]) => model.operations.includes(operation)).map(([, view, words]) =>
+        element("a", { href: `#/${view}?model=${encodeURIComponent(model.name)}` }, words))));
 }
 
 function figures(quality) {
@@ -60,7 +64,12 @@ function strip(model, signal) {
     place.replaceChildren(element("span", { class: "hint" }, model.state === "ready" ? "Drawing samples" : "Loading the model"));
     place.setAttribute("aria-busy", "true");
     try {
-      const { images } = await post("/sample", { model: `${model.name}@${model.version}`, count: STRIP, seed: 1 }, signal);
+      const count = model.event === "vector" ? POINTS : STRIP;
+      const { images, vectors } = await post("/sample", { model: `${model.name}@${model.version}`, count, seed: 1 }, signal);
+      if (vectors) {
+        place.replaceChildren(scatter(vectors, SIDE, `${count} vectors of ${model.name}`));
+        return;
+      }
       const pictures = images.map((png, index) => picture(png, sizeOf(png), 1, index ? "" : `${STRIP} samples of ${model.name}`));
       place.replaceChildren(element("div", { class: "frames" }, pictures));
     } catch (error) {

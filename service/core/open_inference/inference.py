@@ -358,9 +358,10 @@ def _rows(event: Rows) -> dict[str, Array]:
 
 
 def _sampled(request: InferenceRequest, model: InferenceModel, answer: Answer) -> InferenceResponse:
-    """Return images with the seed that they are of, which may have been drawn."""
-    assert isinstance(answer.result, GenerationResult), "images are sampled"
-    response = _response(request, model, {"images": answer.result.images})
+    """Return images or vectors with the seed that they are of, which may have been drawn."""
+    result = answer.result
+    assert isinstance(result, GenerationResult), "these are sampled"
+    response = _response(request, model, {result.made: result.part(result.made)})
     response.parameters["seed"] = answer.result.seed
     return response
 

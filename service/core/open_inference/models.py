@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.core.manifest import Manifest
-from service.core.manifest_parts import Graph
+from service.core.manifest_parts import Graph, VectorEvent
 from service.core.models import Model
 from service.core.open_inference.tensors import BATCH, TensorMetadata, metadata_of
 
@@ -106,7 +106,9 @@ def _is_rows_first(graph: Graph) -> bool:
 
 
 def _sample_outputs(manifest: Manifest, streams: bool) -> tuple[TensorMetadata, ...]:
-    """Return `images`, and beside it what a stream shows: rows of an image, from its first row."""
+    """Return `vectors`, or `images` and beside it what a stream shows: rows, from the first one."""
+    if isinstance(manifest.event, VectorEvent):
+        return (TensorMetadata("vectors", "FP32", (BATCH, *manifest.event.shape)),)
     height, width, channels = manifest.event.shape
     images = TensorMetadata("images", "UINT8", (BATCH, height, width, channels))
     if not streams:

@@ -74,7 +74,7 @@ def painted_latents(
     features = output(
         graph, (yield Call("features", feed(graph, no_noise, latent=latents))), "features"
     )
-    free = np.full((len(latents), *manifest.event.shape[:2]), -1, np.int64)
+    free = np.full((len(latents), *manifest.image.shape[:2]), -1, np.int64)
     paint = _paint(manifest, request, free, weights, seed, items)
     canvas = replace(paint.canvas, latents=latents, features=features)
     outputs = yield paint._replace(canvas=canvas)
@@ -137,7 +137,7 @@ def _shown(manifest: Manifest, request: SampleRequest, outputs: Mapping[str, Arr
     levels = outputs["levels"][:, :, :, None]
     if request.scale == "levels":
         return levels
-    shown: Array = levels / np.float32(manifest.event.levels - 1)
+    shown: Array = levels / np.float32(manifest.image.levels - 1)
     return shown
 
 
@@ -176,7 +176,7 @@ def late_known(forced: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def known_pixels(manifest: Manifest, request: CompleteRequest) -> NDArray[np.bool_]:
     """Return which pixels are known, [H, W]."""
-    height, width, _ = manifest.event.shape
+    height, width, _ = manifest.image.shape
     if (request.prefix_rows is None) == (request.known is None):
         raise InvalidRequest("give exactly one of prefix_rows and known")
     if request.prefix_rows is not None:
@@ -203,8 +203,8 @@ def forced_levels(
     if np.any(between[known]):
         raise BinarisationRequired(
             f"{manifest.name} is a distribution over binary images, and known pixels hold levels "
-            f"other than 0 and {manifest.event.levels - 1}; "
-            f"make them 0 or {manifest.event.levels - 1}"
+            f"other than 0 and {manifest.image.levels - 1}; "
+            f"make them 0 or {manifest.image.levels - 1}"
         )
     return np.where(known, forced, -1)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core.manifest import Manifest
+from service.core.manifest_parts import ImageEvent
 from service.core.painting.lanes import PaintJob
 from service.core.painting.paint import Paint
 from service.core.painting.resumption import fingerprint, read_token, write_token
@@ -72,7 +73,8 @@ class Reader:
     def __init__(self, manifest: Manifest, stream: StreamRequest) -> None:
         """Raises OutOfRange, InvalidResumeToken, or ResumeMismatch for another artifact."""
         self._manifest, self._stream = manifest, stream
-        self._height = manifest.event.shape[0]
+        # A vector comes as a whole.
+        self._height = manifest.event.shape[0] if isinstance(manifest.event, ImageEvent) else 1
         check_range("every_rows", stream.every_rows, 1, self._height)
         self._token = None if stream.resume_token is None else read_token(stream.resume_token)
         if self._token is not None:

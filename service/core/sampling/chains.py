@@ -54,7 +54,7 @@ def chained(
     return GenerationResult(
         images=images
         if request.scale == "levels"
-        else images / np.float32(manifest.event.levels - 1),
+        else images / np.float32(manifest.image.levels - 1),
         latents=None,
         class_weights=None,
         seed=seed,

@@ -33,7 +33,7 @@ def applicable(
     if request.false_positive_rate is not None:
         conformal.rejected_ranks(request.false_positive_rate, fitting[0].count)
     if request.group:
-        check_range("the number of images in a group", len(request.images), 1, fitting[0].count)
+        check_range("the number of images in a group", request.rows, 1, fitting[0].count)
     return fitting[0]
 
 

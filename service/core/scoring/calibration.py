@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from service.core.manifest_parts import Digest, Part, Split, check_part
 from service.core.scoring import scores as scoring
-from service.core.scoring.scores import Fit, Floats, Levels, Score, Statistics
+from service.core.scoring.scores import EventRows, Fit, Floats, Score, Statistics
 from service.errors import ArtifactError, InvalidRequest, OutOfRange
 
 MINIMUM_IMAGES = 99
@@ -109,10 +109,10 @@ def check_counts(score_fit: int, calibrate: int) -> None:
         )
 
 
-def in_halves(images: Levels) -> tuple[Levels, Levels]:
-    """Divide images [N, H, W, C] into N // 2 to fit on and the rest, to be compared with.
+def in_halves(images: EventRows) -> tuple[EventRows, EventRows]:
+    """Divide images, or vectors, into N // 2 to fit on and the rest, to be compared with.
 
-    They are put in the order of the SHA-256 of their levels, followed by how many copies of the
+    They are put in the order of the SHA-256 of their numbers, followed by how many copies of the
     image went before (8 bytes, little-endian): names, files and times have no part in it. So the
     copies of an image are divided like images that differ. Where normal images do repeat, p-values
     hold only if the calibration repeats them as often, which neither dropping copies nor keeping
@@ -129,14 +129,14 @@ def in_halves(images: Levels) -> tuple[Levels, Levels]:
     return images[order[:half]], images[order[half:]]
 
 
-def identify(images: Levels) -> Split:
-    """Return the count and the hash of a split of images [N, H, W, C], whatever their order."""
+def identify(images: EventRows) -> Split:
+    """Return the count and the hash of a split of images, or vectors, whatever their order."""
     content = b"".join(sorted(digests(images)))
     return Split(count=len(images), sha256=f"sha256:{hashlib.sha256(content).hexdigest()}")
 
 
-def digests(images: Levels) -> list[bytes]:
-    """Return the SHA-256 of the levels of each image [N, H, W, C]: equal images have equal ones."""
+def digests(images: EventRows) -> list[bytes]:
+    """Return the SHA-256 of the numbers of each image or vector: equal ones have equal ones."""
     return [hashlib.sha256(image.tobytes()).digest() for image in images]
 
 

@@ -20,6 +20,7 @@ def classify(
     assert manifest.condition is not None, "the manifest was checked for classes"
     scored = LikelihoodRequest(
         images=request.images,
+        vectors=request.vectors,
         binarisation=request.binarisation,
         samples=request.samples,
         seed=request.seed,

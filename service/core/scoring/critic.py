@@ -11,8 +11,9 @@ import numpy as np
 
 from service.core.calls import Call, Outputs, feed, no_noise, output
 from service.core.conditions import class_weights, is_given
+from service.core.events import events_of
 from service.core.manifest import Manifest
-from service.core.preprocess import binarise, read_images, to_values
+from service.core.preprocess import binarise
 from service.core.requests import Array, ConditionRequest, Limits, ScoreRequest, ScoreResult
 from service.errors import ConditionNotOffered, ConditionRequired
 
@@ -21,12 +22,12 @@ def score(
     manifest: Manifest, request: ScoreRequest, limits: Limits
 ) -> Generator[Call, Outputs, ScoreResult]:
     """Score images, each alone; a network that judges images of a class has to be told which."""
-    levels = read_images(manifest, request.images, request.scale, limits)
-    levels = binarise(manifest, "score", levels, None, seed=0)
-    weights = _condition(manifest, request.condition, len(levels))
+    events = events_of(manifest)
+    rows = binarise(manifest, "score", events.read(request, limits), None, seed=0)
+    weights = _condition(manifest, request.condition, len(rows))
     graph, stated = manifest.graphs["score"], manifest.operations["score"]
     assert stated.higher_means is not None, "the manifest was checked for what a score means"
-    inputs = feed(graph, no_noise, data=to_values(manifest, levels), condition=weights)
+    inputs = feed(graph, no_noise, data=events.to_values(rows), condition=weights)
     outputs = yield Call("score", inputs)
     return ScoreResult(
         score=output(graph, outputs, "score").astype(np.float64),

@@ -1,4 +1,4 @@
-"""The likelihood operation: log-likelihoods of images, what they mean, and what is anomalous."""
+"""The likelihood operation: log-likelihoods, what they mean, and what is anomalous."""
 
 from collections.abc import Generator, Sequence
 from typing import NamedTuple, cast
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from service.core import noise
 from service.core.calls import Call, Inputs, Outputs, feed, no_noise, noise_of_port, output
 from service.core.conditions import class_weights, every_class, is_given
+from service.core.events import events_of
 from service.core.manifest import Manifest
 from service.core.manifest_parts import Port
-from service.core.preprocess import Levels, binarise, image_keys, read_images, to_values
+from service.core.preprocess import binarise, item_keys
 from service.core.requests import (
     Array,
     LikelihoodRequest,
@@ -30,7 +31,7 @@ from service.core.scoring.estimators import (
     marginalise_map,
     mean_log_weight,
 )
-from service.core.scoring.scores import CODEC, Statistic, codec_bits
+from service.core.scoring.scores import EventRows, Statistic
 from service.errors import InvalidRequest
 
 Scoring = Generator[Call, Outputs, LikelihoodResult]
@@ -72,16 +73,16 @@ def likelihood(
     Anomaly scores are added where a calibration was computed by the same protocol.
     """
     estimate = _estimate(manifest, request, limits)
-    levels = _levels(manifest, request, limits, estimate)
+    rows = _rows(manifest, request, limits, estimate)
     _check_map(manifest, request, estimate)
     protocol, meaning = _protocol(manifest, request, estimate), manifest.operations["likelihood"]
     calibration = applicable(calibrations, request, protocol)
-    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, rows))
     score, error, _ = _log_likelihood(manifest, estimate, outputs)
     error = _with_error_of_normaliser(error, meaning.normaliser_standard_error, len(score))
     anomaly = None
     if calibration is not None:
-        statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
+        statistics = yield from _statistics(manifest, request, estimate, rows, outputs)
         anomaly = verdict(calibration, statistics, request)
     return LikelihoodResult(
         log_likelihood=score,
@@ -114,9 +115,9 @@ def _with_error_of_normaliser(
 def measure(manifest: Manifest, request: LikelihoodRequest, limits: Limits) -> Measuring:
     """Return what a calibration is made of: the protocol of a request and its statistics, [N]."""
     estimate = _estimate(manifest, request, limits)
-    levels = _levels(manifest, request, limits, estimate)
-    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
-    statistics = yield from _statistics(manifest, request, estimate, levels, outputs)
+    rows = _rows(manifest, request, limits, estimate)
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, rows))
+    statistics = yield from _statistics(manifest, request, estimate, rows, outputs)
     return _protocol(manifest, request, estimate), statistics
 
 
@@ -130,8 +131,8 @@ def of_every_class(
     assert manifest.condition is not None, "the manifest was checked for classes"
     estimate = _estimate(manifest, request, limits)
     estimate = estimate._replace(classes=len(manifest.condition.names))
-    levels = _levels(manifest, request, limits, estimate)
-    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, levels))
+    rows = _rows(manifest, request, limits, estimate)
+    outputs = yield Call(estimate.graph, _inputs(manifest, request, estimate, rows))
     return estimate, _log_likelihood(manifest, estimate, outputs)
 
 
@@ -176,18 +177,19 @@ def _scoring_graph(manifest: Manifest, request: LikelihoodRequest) -> str:
     return "log_mass_given_latent"
 
 
-def _levels(
+def _rows(
     manifest: Manifest, request: LikelihoodRequest, limits: Limits, estimate: Estimate
-) -> Levels:
-    """Return the levels that the model scores, [N, H, W, C]."""
+) -> EventRows:
+    """Return the images or vectors that the model scores."""
     check_range("seed", request.seed, 0, noise.MAXIMUM_SEED)
-    levels = read_images(manifest, request.images, request.scale, limits)
-    levels = binarise(manifest, "likelihood", levels, request.binarisation, request.seed)
-    asked = "the number of images times samples"
+    events = events_of(manifest)
+    rows = events.read(request, limits)
+    rows = binarise(manifest, "likelihood", rows, request.binarisation, request.seed)
+    asked = f"the number of {events.part} times samples"
     if estimate.classes > 1:
         asked += f" times {estimate.classes} classes, of which none is given,"
-    check_range(asked, len(levels) * estimate.rows, 1, limits.rows)
-    return levels
+    check_range(asked, len(rows) * estimate.rows, 1, limits.rows)
+    return rows
 
 
 def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate) -> Protocol:
@@ -204,44 +206,44 @@ def _protocol(manifest: Manifest, request: LikelihoodRequest, estimate: Estimate
         estimator=estimate.estimator,
         draws=estimate.draws,
         seed=request.seed if drawn else None,
-        codec=CODEC,
+        codec=events_of(manifest).codec,
     )
 
 
 def _inputs(
-    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
+    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, rows: EventRows
 ) -> Inputs:
     """Return the inputs of the scoring graph: an image's draws are rows that follow each other.
 
     Where classes are summed over they come one after the other, each with the same draws.
     """
-    seeds, keys = np.full(len(levels), request.seed, np.uint64), image_keys(levels)
+    seeds, keys = np.full(len(rows), request.seed, np.uint64), item_keys(rows)
     draws, classes = estimate.draws, estimate.classes
 
     def rows_of_noise(port: Port) -> Array:
         # An image's draws are consecutive positions of its stream: [N, draws * size].
         stream = np.repeat(noise_of_port(port, seeds, keys, draws), classes, axis=0)
-        return stream.reshape(len(levels) * estimate.rows, *port.row_shape)
+        return stream.reshape(len(rows) * estimate.rows, *port.row_shape)
 
     repeated = {
         role: None if array is None else np.repeat(array, draws, axis=0)
-        for role, array in _roles(manifest, request, estimate, levels).items()
+        for role, array in _roles(manifest, request, estimate, rows).items()
     }
     if request.estimator == "monte_carlo":
         latents = np.repeat(_prior_draws(manifest, seeds, keys, draws), classes, axis=0)
-        repeated["latent"] = latents.reshape(len(levels) * estimate.rows, -1)
+        repeated["latent"] = latents.reshape(len(rows) * estimate.rows, -1)
     return feed(manifest.graphs[estimate.graph], rows_of_noise, **repeated)
 
 
 def _roles(
-    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, levels: Levels
+    manifest: Manifest, request: LikelihoodRequest, estimate: Estimate, rows: EventRows
 ) -> dict[str, Array | None]:
     """Return images and conditions, [N * classes]."""
-    values = to_values(manifest, levels)
+    values = events_of(manifest).to_values(rows)
     if estimate.classes > 1:
-        condition = every_class(estimate.classes, len(levels))
+        condition = every_class(estimate.classes, len(rows))
         return {"data": np.repeat(values, estimate.classes, axis=0), "condition": condition}
-    weights = class_weights(manifest, request.condition, len(levels), request.seed)
+    weights = class_weights(manifest, request.condition, len(rows), request.seed)
     return {"data": values, "condition": weights}
 
 
@@ -274,7 +276,7 @@ def _statistics(
     manifest: Manifest,
     request: LikelihoodRequest,
     estimate: Estimate,
-    levels: Levels,
+    rows: EventRows,
     outputs: Outputs,
 ) -> Generator[Call, Outputs, dict[Statistic, Floats]]:
     """Return every statistic that there is of each image, [N]; means over draws.
@@ -284,7 +286,7 @@ def _statistics(
     score, _, posterior = _log_likelihood(manifest, estimate, outputs)
     statistics: dict[Statistic, Floats] = {
         "log_likelihood": score,
-        "codec_bits": codec_bits(levels),
+        **events_of(manifest).statistics(rows),
     }
     for port in manifest.graphs[estimate.graph].outputs:
         if port.role == "statistic":
@@ -292,7 +294,7 @@ def _statistics(
             statistics[cast(Statistic, port.name)] = expected(posterior, values.mean(axis=2))
     background = manifest.graphs.get("background_log_likelihood")
     if background is not None:
-        inputs = feed(background, no_noise, **_roles(manifest, request, estimate, levels))
+        inputs = feed(background, no_noise, **_roles(manifest, request, estimate, rows))
         answer = yield Call("background_log_likelihood", inputs)
         values = output(background, answer, "log_likelihood").astype(np.float64)
         if estimate.classes > 1:

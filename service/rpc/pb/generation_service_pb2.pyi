@@ -33,6 +33,7 @@ class GenerationPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GENERATION_PART_LOG_LIKELIHOOD: _ClassVar[GenerationPart]
     GENERATION_PART_LOG_WEIGHT: _ClassVar[GenerationPart]
     GENERATION_PART_CODES: _ClassVar[GenerationPart]
+    GENERATION_PART_VECTORS: _ClassVar[GenerationPart]
 
 class EncodingPart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -136,6 +137,7 @@ GENERATION_PART_LATENTS: GenerationPart
 GENERATION_PART_LOG_LIKELIHOOD: GenerationPart
 GENERATION_PART_LOG_WEIGHT: GenerationPart
 GENERATION_PART_CODES: GenerationPart
+GENERATION_PART_VECTORS: GenerationPart
 ENCODING_PART_UNSPECIFIED: EncodingPart
 ENCODING_PART_LATENTS: EncodingPart
 ENCODING_PART_DEVIATIONS: EncodingPart
@@ -225,7 +227,7 @@ class SampleRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., temperature: _Optional[float] = ..., truncation: _Optional[float] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., greedy: bool = ..., burn_in: _Optional[int] = ..., thinning: _Optional[int] = ..., chains: _Optional[int] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "codes")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "log_likelihood", "log_weight", "codes", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +242,7 @@ class SampleResponse(_message.Message):
     LOG_LIKELIHOOD_FIELD_NUMBER: _ClassVar[int]
     LOG_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     CODES_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -254,10 +257,11 @@ class SampleResponse(_message.Message):
     log_likelihood: _containers.RepeatedScalarFieldContainer[float]
     log_weight: _containers.RepeatedScalarFieldContainer[float]
     codes: Codes
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., log_weight: _Optional[_Iterable[float]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "binarisation", "seed", "scale", "returns")
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "seed", "scale", "returns", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +269,7 @@ class EncodeRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
@@ -272,7 +277,8 @@ class EncodeRequest(_message.Message):
     seed: int
     scale: Scale
     returns: _containers.RepeatedScalarFieldContainer[EncodingPart]
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[EncodingPart, str]]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[EncodingPart, str]]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "latents", "latent_space", "deviations", "draws", "codes")
@@ -327,7 +333,7 @@ class DecodeRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
 
 class DecodeResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +346,7 @@ class DecodeResponse(_message.Message):
     CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     CODES_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -352,10 +359,11 @@ class DecodeResponse(_message.Message):
     class_weights: ClassWeights
     class_label: _containers.RepeatedScalarFieldContainer[int]
     codes: Codes
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class ReconstructRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "binarisation", "class_label", "condition", "seed", "scale", "returns", "image_format")
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "class_label", "condition", "seed", "scale", "returns", "image_format", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -366,6 +374,7 @@ class ReconstructRequest(_message.Message):
     SCALE_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
@@ -376,10 +385,11 @@ class ReconstructRequest(_message.Message):
     scale: Scale
     returns: _containers.RepeatedScalarFieldContainer[GenerationPart]
     image_format: ImageFormat
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class ReconstructResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "codes", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -392,6 +402,7 @@ class ReconstructResponse(_message.Message):
     CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     CODES_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -404,23 +415,26 @@ class ReconstructResponse(_message.Message):
     class_weights: ClassWeights
     class_label: _containers.RepeatedScalarFieldContainer[int]
     codes: Codes
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., codes: _Optional[_Union[Codes, _Mapping]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "scale", "class_label", "condition")
+    __slots__ = ("model", "timeout_ms", "images", "scale", "class_label", "condition", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
     CONDITION_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
     scale: Scale
     class_label: _containers.RepeatedScalarFieldContainer[int]
     condition: Condition
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "score", "higher_means", "unit", "meaning", "conditioning")
@@ -449,7 +463,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., score: _Optional[_Iterable[float]] = ..., higher_means: _Optional[_Union[HigherMeans, str]] = ..., unit: _Optional[str] = ..., meaning: _Optional[str] = ..., conditioning: _Optional[_Union[Conditioning, str]] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale")
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -457,6 +471,7 @@ class ClassifyRequest(_message.Message):
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
@@ -464,7 +479,8 @@ class ClassifyRequest(_message.Message):
     samples: int
     seed: int
     scale: Scale
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
     __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "class_label", "posterior", "class_names", "log_likelihood", "kind", "estimator", "draws", "binarisation")
@@ -499,7 +515,7 @@ class ClassifyResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., class_label: _Optional[_Iterable[int]] = ..., posterior: _Optional[_Iterable[float]] = ..., class_names: _Optional[_Iterable[str]] = ..., log_likelihood: _Optional[_Iterable[float]] = ..., kind: _Optional[_Union[LikelihoodKind, str]] = ..., estimator: _Optional[str] = ..., draws: _Optional[int] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ...) -> None: ...
 
 class LikelihoodRequest(_message.Message):
-    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format")
+    __slots__ = ("model", "timeout_ms", "images", "binarisation", "samples", "seed", "scale", "class_label", "condition", "estimator", "returns", "false_positive_rate", "calibration", "group", "image_format", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -515,6 +531,7 @@ class LikelihoodRequest(_message.Message):
     CALIBRATION_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     timeout_ms: int
     images: Images
@@ -530,7 +547,8 @@ class LikelihoodRequest(_message.Message):
     calibration: str
     group: bool
     image_format: ImageFormat
-    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., returns: _Optional[_Iterable[_Union[LikelihoodPart, str]]] = ..., false_positive_rate: _Optional[float] = ..., calibration: _Optional[str] = ..., group: bool = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., binarisation: _Optional[_Union[Binarisation, str]] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., returns: _Optional[_Iterable[_Union[LikelihoodPart, str]]] = ..., false_positive_rate: _Optional[float] = ..., calibration: _Optional[str] = ..., group: bool = ..., image_format: _Optional[_Union[ImageFormat, str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class LikelihoodResponse(_message.Message):
     __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "log_likelihood", "standard_error", "bits_per_dim", "quantity", "kind", "base_measure", "estimator", "conditioning", "draws", "binarisation", "scores", "p_value", "percentile", "q_value", "anomalous", "calibration", "group_p_value", "log_likelihood_map")
@@ -664,7 +682,7 @@ class InterpolateRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., start: _Optional[_Union[Endpoint, _Mapping]] = ..., end: _Optional[_Union[Endpoint, _Mapping]] = ..., corners: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., arithmetic: _Optional[_Union[Arithmetic, _Mapping]] = ..., steps: _Optional[int] = ..., mode: _Optional[_Union[InterpolationMode, str]] = ..., class_label: _Optional[_Iterable[int]] = ..., condition: _Optional[_Union[Condition, _Mapping]] = ..., seed: _Optional[int] = ..., scale: _Optional[_Union[Scale, str]] = ..., returns: _Optional[_Iterable[_Union[GenerationPart, str]]] = ..., image_format: _Optional[_Union[ImageFormat, str]] = ...) -> None: ...
 
 class InterpolateResponse(_message.Message):
-    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label")
+    __slots__ = ("model", "artifact_digest", "request_id", "noise_scheme", "reproducible", "seed", "images", "latents", "latent_space", "class_weights", "class_label", "vectors")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -676,6 +694,7 @@ class InterpolateResponse(_message.Message):
     LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     CLASS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     CLASS_LABEL_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     model: str
     artifact_digest: str
     request_id: str
@@ -687,7 +706,8 @@ class InterpolateResponse(_message.Message):
     latent_space: str
     class_weights: ClassWeights
     class_label: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ...) -> None: ...
+    vectors: Vectors
+    def __init__(self, model: _Optional[str] = ..., artifact_digest: _Optional[str] = ..., request_id: _Optional[str] = ..., noise_scheme: _Optional[str] = ..., reproducible: _Optional[_Union[Reproducibility, str]] = ..., seed: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., latents: _Optional[_Union[Latents, _Mapping]] = ..., latent_space: _Optional[str] = ..., class_weights: _Optional[_Union[ClassWeights, _Mapping]] = ..., class_label: _Optional[_Iterable[int]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
 
 class CompleteRequest(_message.Message):
     __slots__ = ("model", "timeout_ms", "count", "seed", "class_label", "condition", "temperature", "truncation", "scale", "returns", "image_format", "top_k", "top_p", "greedy", "image", "prefix_rows", "known", "candidates", "burn_in", "thinning", "chains")
@@ -978,6 +998,16 @@ class PngFiles(_message.Message):
     files: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, files: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class Vectors(_message.Message):
+    __slots__ = ("count", "size", "values")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    size: int
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Latents(_message.Message):
     __slots__ = ("count", "size", "values")
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -1017,16 +1047,18 @@ class ClassWeights(_message.Message):
     def __init__(self, count: _Optional[int] = ..., size: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Endpoint(_message.Message):
-    __slots__ = ("seed", "latent", "image", "latent_space")
+    __slots__ = ("seed", "latent", "image", "vector", "latent_space")
     SEED_FIELD_NUMBER: _ClassVar[int]
     LATENT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     LATENT_SPACE_FIELD_NUMBER: _ClassVar[int]
     seed: int
     latent: Latents
     image: Images
+    vector: Vectors
     latent_space: str
-    def __init__(self, seed: _Optional[int] = ..., latent: _Optional[_Union[Latents, _Mapping]] = ..., image: _Optional[_Union[Images, _Mapping]] = ..., latent_space: _Optional[str] = ...) -> None: ...
+    def __init__(self, seed: _Optional[int] = ..., latent: _Optional[_Union[Latents, _Mapping]] = ..., image: _Optional[_Union[Images, _Mapping]] = ..., vector: _Optional[_Union[Vectors, _Mapping]] = ..., latent_space: _Optional[str] = ...) -> None: ...
 
 class Arithmetic(_message.Message):
     __slots__ = ("plus", "minus")
@@ -1144,18 +1176,22 @@ class RefusedCalibration(_message.Message):
     def __init__(self, file: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("height", "width", "channels", "levels", "base_measure")
+    __slots__ = ("height", "width", "channels", "levels", "base_measure", "kind", "size")
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     LEVELS_FIELD_NUMBER: _ClassVar[int]
     BASE_MEASURE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
     height: int
     width: int
     channels: int
     levels: int
     base_measure: BaseMeasure
-    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., levels: _Optional[int] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ...) -> None: ...
+    kind: str
+    size: int
+    def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., levels: _Optional[int] = ..., base_measure: _Optional[_Union[BaseMeasure, str]] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
 class LatentSpace(_message.Message):
     __slots__ = ("space", "size", "prior", "prior_meaning")

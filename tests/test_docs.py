@@ -74,7 +74,9 @@ def test_every_model_that_samples_is_shown_beside_training_images() -> None:
             else:
                 height, width, _ = model["event"]["shape"]
                 assert picture.size == (2 * 10 * width, 2 * 4 * height), "run make pictures"
-            assert len(picture.convert("L").getcolors() or []) > 20
+            # A histogram has one grey for each count that occurs, an image many.
+            fewest = 5 if model["event"]["kind"] == "vector" else 20
+            assert len(picture.convert("L").getcolors() or []) > fewest
     assert {path.stem for path in (ROOT / "docs" / "zoo").iterdir()} == {
         model["name"] for model in sampling
     }

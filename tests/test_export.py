@@ -30,6 +30,7 @@ from export.weights import WEIGHTS_FILE
 from model_zoo import recipe as zoo
 from model_zoo.data import SPLITS, Examples, index_hash, split_indices
 from model_zoo.train import train
+from service.core import artifact
 from service.core import manifest as reader
 from service.core.scoring.calibration import read_calibration
 from service.images import levels_to_png
@@ -105,9 +106,9 @@ def run(folder: Path, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np
 def check_artifact(folder: Path) -> reader.Manifest:
     """Read an artifact as the service does, and run its test vectors."""
     manifest = reader.read_manifest(folder)
-    reader.verify_files(folder, manifest)
+    artifact.verify_files(folder, manifest)
     tolerance = manifest.test_vectors
-    for graph, (inputs, outputs) in reader.read_test_vectors(folder, manifest).items():
+    for graph, (inputs, outputs) in artifact.read_test_vectors(folder, manifest).items():
         for name, actual in run(folder, graph, inputs).items():
             np.testing.assert_allclose(
                 actual, outputs[name], rtol=tolerance.relative, atol=tolerance.absolute
@@ -366,7 +367,7 @@ def test_an_existing_generator_is_imported(tmp_path, batch, external):
     kernel = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
     folder = export(tmp_path / "artifacts", decode_graph(path))
     manifest = check_artifact(folder)
-    (inputs, outputs) = reader.read_test_vectors(folder, manifest)["decode"]
+    (inputs, outputs) = artifact.read_test_vectors(folder, manifest)["decode"]
     level = inputs["class_weights"].mean(axis=1, keepdims=True)
     right = (inputs["latent"] @ kernel + level).reshape(-1, 1, 8, 8)
     np.testing.assert_allclose(outputs["images"], right, atol=1e-5)

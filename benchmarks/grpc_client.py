@@ -3,7 +3,7 @@
 python -m benchmarks.grpc_client PORT METHOD CALLS SECONDS < MESSAGE
 
 Prints one JSON object, as wrk.lua does. Messages stay bytes and share one channel, so that the
-client takes as little as it can of the cores that the server needs.
+client, on uvloop, takes as little as it can of the cores that the server needs.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import grpc
+import uvloop
 
 _WARM_UP_SECONDS = 0.3  # see wrk.lua
 _UNLIMITED = (("grpc.max_receive_message_length", -1),)
@@ -58,4 +59,4 @@ async def _repeat(call: Call, message: bytes, stop: float) -> list[tuple[float, 
 if __name__ == "__main__":
     port, method, calls, seconds = sys.argv[1:]
     content = sys.stdin.buffer.read()
-    print(json.dumps(asyncio.run(run(int(port), method, int(calls), float(seconds), content))))
+    print(json.dumps(uvloop.run(run(int(port), method, int(calls), float(seconds), content))))

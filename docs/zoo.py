@@ -53,7 +53,8 @@ figure stands beside the entropy of the data, which no model comes below.
 
 NOT_BUNDLED = """## Trained, measured, not bundled
 
-Their weights would take more room than this repository has for them; what was measured is kept.
+Their weights would take more room than this repository has for what they can do; what was measured
+is kept.
 `python -m model_zoo RECIPE` trains one again, and `python -m export --repository FOLDER RECIPE`
 makes an artifact of it.
 """

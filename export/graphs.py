@@ -172,9 +172,13 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
     model.doc_string = None
     inner = [value for node in model.graph.all_nodes() for value in node.outputs]
-    for value in (*model.graph.inputs, *model.graph.initializers.values(), *inner):
+    weights = [value for graph in model.graphs() for value in graph.initializers.values()]
+    ports = [value for graph in model.graphs() for value in graph.inputs]
+    for value in (*ports, *weights, *inner):
         value.doc_string = None
         value.metadata_props.clear()
+    for value in weights:
+        value.type, value.shape = None, None  # their tensors have them
     for node in model.graph.all_nodes():
         node.name = None
     for number, value in enumerate(inner):

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from export.batch_norm import fold_batch_norms
 from export.errors import ExportError
 from export.translations import TRANSLATIONS
+from export.weights import SMALLEST
 from model_zoo.family import BATCH
 
 OPSET = 20
@@ -45,11 +47,26 @@ def trace(
             )
             assert program is not None  # it is None only for the older exporter
             fold_batch_norms(program.model)
-            program.optimize()
+            optimize_ir(program.model, should_fold=_is_foldable)
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip()
         raise ExportError(f"torch can't export it: {reason}") from error
     return program.model
+
+
+def _is_foldable(node: ir.Node) -> bool | None:
+    """Leave what is computed of weights to ONNX Runtime, which computes it once, while it loads.
+
+    The artifact would hold the result besides the weights. A transpose it can refer to.
+    """
+    weights = any(
+        value is not None
+        and value.const_value is not None
+        and value.const_value.dtype.is_floating_point()
+        and value.const_value.nbytes >= SMALLEST
+        for value in node.inputs
+    )
+    return False if weights and node.op_type != "Transpose" else None
 
 
 class _Positional(nn.Module):

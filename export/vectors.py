@@ -50,14 +50,12 @@ def stored(graph: Graph, arrays: Arrays) -> Arrays:
 
 
 def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) -> Array:
+    # In sixteenths, or 8 bits of each number, because those pack well: an artifact keeps them.
     match port.role, port.distribution:
         case ("latent", _) | ("noise", "normal"):
-            return generator.standard_normal((ROWS, *port.shape))
-        case "noise", "uniform" if _highest_step(graph):
-            # Noise of many steps would be most of an artifact: 8 bits of each number pack well.
-            return (generator.integers(256, size=(ROWS, *port.shape)) + 0.5) / 256
+            return np.rint(16 * generator.standard_normal((ROWS, *port.shape))) / 16
         case "noise", "uniform":
-            return generator.random((ROWS, *port.shape), np.float32)  # rounding never makes it 1
+            return (generator.integers(256, size=(ROWS, *port.shape)) + 0.5) / 256
         case ("codes", _) if card.codes is not None:
             return _draw_codes(card.codes["maps"], generator)
         case "data", _:
@@ -65,7 +63,7 @@ def _draw(graph: Graph, port: Port, card: Card, generator: np.random.Generator) 
         case "cache", _ if _highest_step(graph):
             return generator.integers(2, size=(ROWS, *port.shape))  # the state of a chain
         case (("cache" | "features"), _):
-            # As inputs and gates are; in sixteenths, which take a sixth of the room when packed.
+            # As inputs and gates are.
             return generator.integers(-16, 17, (ROWS, *port.shape)) / 16
         case "steps", _:
             return generator.integers(0, _highest_step(graph) + 1, (ROWS, *port.shape))
@@ -111,7 +109,7 @@ def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:
 def _draw_data(card: Card, generator: np.random.Generator) -> Array:
     """Return events as graphs take them: images, or vectors about as far from 0 as normal ones."""
     if card.preprocess is None:
-        return generator.standard_normal((ROWS, *card.event["shape"]))
+        return np.rint(16 * generator.standard_normal((ROWS, *card.event["shape"]))) / 16
     return _to_graph_values(_draw_levels(card, generator), card.preprocess, _levels(card) - 1)
 
 

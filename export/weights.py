@@ -108,6 +108,7 @@ def _store_other(
     node.outputs[0].name = graph.initializers.pop(str(value.name)).name
     graph.register_initializer(other)
     graph.insert_before(graph[0], node)
+    node.name = None  # the graph gave it one
     assert other.const_value is not None
     return other, other.const_value
 

@@ -180,6 +180,27 @@ def test_small_requests_are_served_in_the_order_of_their_arrival(
     assert [job for job, _ in itertools.groupby(served)] == jobs
 
 
+@given(
+    usual=st.floats(1e-4, 1.0),
+    batches=st.lists(st.integers(1, 64), min_size=10, max_size=30),
+    odd=st.floats(0.5, 2.0),
+)
+def test_what_a_row_takes_is_learned_at_once_and_not_changed_by_one_odd_batch(
+    usual: float, batches: list[int], odd: float
+) -> None:
+    queue = RowQueue(64)
+    assert queue.seconds_per_row == 0.0
+    for rows in batches:
+        queue.learn(usual * rows, rows)
+        assert queue.seconds_per_row == pytest.approx(usual)
+    seen = sum(batches)
+    queue.learn(odd * usual, 1)
+    assert abs(queue.seconds_per_row - usual) <= usual / min(seen, 256) * 1.01
+    for _ in range(20):
+        queue.learn(3 * usual * 64, 64)
+    assert queue.seconds_per_row == pytest.approx(3 * usual, rel=0.03), "it follows a change"
+
+
 # The batcher
 
 FOR_EVER = 1000.0  # seconds; no queue is that long

@@ -29,6 +29,7 @@ from export.vectors import draw_inputs
 from export.weights import WEIGHTS_FILE
 from model_zoo import recipe as zoo
 from model_zoo.data import SPLITS, Examples, index_hash, split_indices
+from model_zoo.scan import Scan
 from model_zoo.train import train
 from service.core import artifact
 from service.core import manifest as reader
@@ -48,6 +49,7 @@ CARD = Card(
     condition={"kinds": ["class"], "names": ["a", "b", "c"], "prior": [0.5, 0.25, 0.25]},
     operations={"sample": {}, "decode": {}, "interpolate": {}},
 )
+UNCONDITIONAL = replace(CARD, condition=None)
 
 
 class Painter(nn.Module):
@@ -161,6 +163,37 @@ def test_what_lies_between_the_ports_of_a_graph_takes_no_room_for_names_and_shap
     assert between and all(re.fullmatch(r"%[0-9]+", name) for name in between)
     assert between.isdisjoint(info.name for info in graph.value_info)
     assert not any(node.name for node in nodes)
+
+
+class Loop(Scan):
+    """Goes through the latent with a state; the body of the loop has weights of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Linear(2, 64)
+
+    def prepare(self, latent: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return (torch.zeros_like(latent[:, 0]),), (latent.T,)
+
+    def step(
+        self, states: tuple[Tensor, ...], items: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        row = self.mix(torch.stack([*states, *items], dim=1)).sigmoid()
+        return (row.mean(dim=1),), (row,)
+
+    def finish(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return (rows.mean(dim=0).view(-1, 1, 8, 8),)
+
+
+def test_nor_does_what_lies_inside_a_loop(tmp_path):
+    folder = export(tmp_path, Graph("decode", Loop(), (LATENT,), (IMAGES,)), card=UNCONDITIONAL)
+    check_artifact(folder)
+    assert b"pkg.torch" not in (folder / "decode.onnx").read_bytes()
+    graph = onnx.load(folder / "decode.onnx").graph
+    (loop,) = [node for node in graph.node if node.op_type == "Scan"]
+    body = loop.attribute[0].g
+    assert len(body.initializer) and not len(body.value_info)
 
 
 def test_the_same_weights_give_the_same_artifact(toy, tmp_path):
@@ -293,9 +326,9 @@ class Upscaler(nn.Module):
             nn.Unflatten(1, (64, 2, 2)),
             nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1, bias=False),  # 2 -> 4
             nn.BatchNorm2d(32),
-            nn.ConvTranspose2d(32, 24, 4, stride=2, padding=1),  # 4 -> 8
-            nn.BatchNorm2d(24),
-            nn.Conv2d(24, 64, 3, padding=1),
+            nn.ConvTranspose2d(32, 8, 4, stride=2, padding=1),  # 4 -> 8
+            nn.BatchNorm2d(8),  # behind a kernel so small that torch's exporter would compute it
+            nn.Conv2d(8, 64, 3, padding=1),
             nn.BatchNorm2d(64),
             nn.Conv2d(64, 1, 3, padding=1),
         )
@@ -311,7 +344,7 @@ class Upscaler(nn.Module):
 
 def test_a_batch_norm_behind_a_convolution_costs_neither_a_node_nor_another_kernel(tmp_path):
     upscaler = Upscaler()
-    card = replace(CARD, condition=None)
+    card = UNCONDITIONAL
     graph = Graph("decode", upscaler, (LATENT,), (IMAGES,))
     folder = export(tmp_path, graph, card=card, state=upscaler.state_dict())
     check_artifact(folder)

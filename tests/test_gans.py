@@ -240,6 +240,17 @@ def test_the_boundary_equilibrium_weighs_fakes_by_k():
     assert model.balance.item() == pytest.approx(0.2 + 0.1 * (0.5 * 1.5 - 0.125))
 
 
+@torch.no_grad()
+def test_pictures_are_bounded_and_what_the_autoencoder_makes_of_them_is_not():
+    model = BEGAN(**UNCONDITIONAL)
+    for network in (model.generator, model.discriminator.decoder):
+        convolution = [part for part in network.body if isinstance(part, nn.ConvTranspose2d)][-1]
+        convolution.bias.fill_(5.0)
+    latent = torch.zeros(2, UNCONDITIONAL["latent_size"])
+    assert model.generate(latent).abs().max() <= 1
+    assert model.discriminator.decoder(latent).min() > 1
+
+
 def test_the_balance_moves_towards_equilibrium_within_bounds():
     model = BEGAN(**UNCONDITIONAL, diversity=0.5, balance_rate=0.1)
     one, two, none = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(0.0)

@@ -375,7 +375,7 @@ async def test_a_request_id_comes_back_and_names_the_call_in_the_log(
     caplog.set_level(logging.INFO, "genserve.access")
     call = stub.Sample(pb.SampleRequest(), metadata=(("x-request-id", "a.B-9_"),))
     assert (await call).request_id == "a.B-9_"
-    assert dict(await call.initial_metadata())["x-request-id"] == "a.B-9_"
+    assert dict(await call.trailing_metadata())["x-request-id"] == "a.B-9_"
     (line,) = [record for record in caplog.records if record.name == "genserve.access"]
     assert (line.request_id, line.method, line.status) == ("a.B-9_", "Sample", "OK")
     assert line.seconds >= 0
@@ -395,7 +395,7 @@ async def test_a_refusal_has_an_id_and_a_line_in_the_log_too(
         await stub.Sample(pb.SampleRequest(count=0))
     (line,) = [record for record in caplog.records if record.name == "genserve.access"]
     assert line.status == "INVALID_ARGUMENT"
-    assert refused.value.initial_metadata()["x-request-id"] == line.request_id
+    assert refused.value.trailing_metadata()["x-request-id"] == line.request_id
 
 
 # Deadlines and cancellation

@@ -72,7 +72,7 @@ def refused(error: grpc.aio.AioRpcError) -> bool:
 
     What arrives in the moment in which gRPC stops it cancels itself: no method has seen the call.
     """
-    code, seen = error.code(), dict(error.initial_metadata() or ())
+    code, seen = error.code(), dict(error.trailing_metadata() or ())
     return code is grpc.StatusCode.UNAVAILABLE or (
         code is grpc.StatusCode.CANCELLED and "x-request-id" not in seen
     )

@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from model_zoo.family import Function, Graph, Port
 from model_zoo.layers import LOG_TWO_PI, ResidualBlock
 
 LOG_DEVIATION_LIMIT = 7.0  # exp(7) is far beyond any posterior; keeps the exponential finite
@@ -93,3 +94,26 @@ def normal_log_densities(x: Tensor, means: Tensor, whiteners: Tensor) -> Tensor:
     whitened = (whiteners @ (x[:, None] - means)[..., None])[..., 0]  # [N, K, D]
     log_shrinking = whiteners.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [K]
     return log_shrinking - 0.5 * (whitened.square() + LOG_TWO_PI).sum(dim=2)
+
+
+def bound_graphs(
+    data: Port, latent: Port, log_weight: Function, log_mass: Function
+) -> tuple[Graph, Graph]:
+    """Return the graphs of a bound on log p(x), log_likelihood and log_mass_given_latent.
+
+    `log_weight` maps binary x and the noise of a draw of z from q(z|x) to the log weight of the
+    draw, its reconstruction error, its divergence and the length of q's mean; `log_mass` maps x and
+    z to log p(x|z). Sets eval mode.
+    """
+    noise = Port("noise", "noise", latent.shape, "float32", "normal", "posterior")
+    log_likelihood = Port("log_likelihood", "log_likelihood", ())
+    statistics = (
+        Port("reconstruction_error", "statistic", ()),
+        Port("kl_divergence", "statistic", ()),
+        Port("latent_norm", "statistic", ()),
+    )
+    outputs = (log_likelihood, *statistics)
+    return (
+        Graph("log_likelihood", log_weight.eval(), (data, noise), outputs),
+        Graph("log_mass_given_latent", log_mass.eval(), (data, latent), (log_likelihood,)),
+    )

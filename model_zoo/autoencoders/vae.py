@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model_zoo.autoencoders.autoencoder_layers import (
     bernoulli_log_mass,
+    bound_graphs,
     convolutional_decoder,
     convolutional_encoder,
     kl_divergence,
@@ -192,28 +193,12 @@ class VariationalAutoencoder(Family):
         data = Port("data", "data", self.image_shape)
         latent = Port("latent", "latent", (self.latent_size,))
         deviation = Port("latent_deviation", "latent_deviation", (self.latent_size,))
-        noise = Port("noise", "noise", (self.latent_size,), "float32", "normal", "posterior")
-        log_likelihood = Port("log_likelihood", "log_likelihood", ())
-        statistics = (
-            Port("reconstruction_error", "statistic", ()),
-            Port("kl_divergence", "statistic", ()),
-            Port("latent_norm", "statistic", ()),
-        )
+        log_weight = Function(self, self.log_weight_and_statistics)
+        log_mass = Function(self, self.log_mass_given)
         return (
             Graph("encode", Function(self, self.posterior).eval(), (data,), (latent, deviation)),
             Graph("decode", Function(self, self.decode).eval(), (latent,), (data,)),
-            Graph(
-                "log_likelihood",
-                Function(self, self.log_weight_and_statistics).eval(),
-                (data, noise),
-                (log_likelihood, *statistics),
-            ),
-            Graph(
-                "log_mass_given_latent",
-                Function(self, self.log_mass_given).eval(),
-                (data, latent),
-                (log_likelihood,),
-            ),
+            *bound_graphs(data, latent, log_weight, log_mass),
         )
 
 

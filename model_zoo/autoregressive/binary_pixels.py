@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_zoo.autoregressive.binary_images import BinaryImages
 from model_zoo.autoregressive.draw import Draw, Recurrence, log_probabilities, of_values
 from model_zoo.cards import sampling_controls
-from model_zoo.family import Card, Graph, Port
+from model_zoo.family import Card, Function, Graph, Port
 
 
 class BinaryPixels(BinaryImages):
@@ -41,6 +41,19 @@ class BinaryPixels(BinaryImages):
         """Return log p(x) in nats, [N], for x in {0, 1}, [N, 1, H, W]."""
         return self.log_probabilities(x.flatten(1)).sum(dim=1)
 
+    def log_probability_and_entropy(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map [N, 1, H, W] in {0, 1} to log p(x), pixel by pixel too, and what it was to be.
+
+        All are in nats, [N], [N, H, W] and [N]. The last is the entropy of p(x_d | x_<d), summed
+        over the pixels: what -log p(x) would be on average, if the model drew each pixel after
+        those that the image has before it.
+        """
+        x = data.flatten(1)
+        logs = log_probabilities(self.logits(x))
+        of_pixels = of_values(logs, x)
+        entropies = -(logs.exp() * logs).sum(dim=2)
+        return of_pixels.sum(dim=1), of_pixels.view_as(data).squeeze(1), entropies.sum(dim=1)
+
     def card(self) -> Card:
         """Describe the model to those who serve it."""
         controls = sampling_controls(levels=2)
@@ -58,27 +71,8 @@ class BinaryPixels(BinaryImages):
             Port("predictive_entropy", "statistic", ()),
         )
         data = Port("data", "data", self.image_shape)
+        log_likelihood = Function(self, self.log_probability_and_entropy).eval()
         return (
             Graph("draw", draw, draw.input_ports(), draw.output_ports()),
-            Graph("log_likelihood", LogProbabilityAndEntropy(self).eval(), (data,), outputs),
+            Graph("log_likelihood", log_likelihood, (data,), outputs),
         )
-
-
-class LogProbabilityAndEntropy(nn.Module):
-    """Graph: binary image to log p(x), pixel by pixel too, and what it was to be."""
-
-    def __init__(self, model: BinaryPixels):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map [N, 1, H, W] in {0, 1} to nats, [N], [N, H, W] and [N].
-
-        The last is the entropy of p(x_d | x_<d), summed over the pixels: what -log p(x) would be on
-        average, if the model drew each pixel after those that the image has before it.
-        """
-        x = data.flatten(1)
-        logs = log_probabilities(self.model.logits(x))
-        of_pixels = of_values(logs, x)
-        entropies = -(logs.exp() * logs).sum(dim=2)
-        return of_pixels.sum(dim=1), of_pixels.view_as(data).squeeze(1), entropies.sum(dim=1)

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from model_zoo.autoregressive.binary_images import BinaryImages
 from model_zoo.autoregressive.scanned_row_step import RowNetwork, row_steps
 from model_zoo.cards import sampling_controls
-from model_zoo.family import Card, Graph, Port
+from model_zoo.family import Card, Function, Graph, Port
 
 
 class BinaryRows(BinaryImages):
@@ -32,13 +32,18 @@ class BinaryRows(BinaryImages):
         """Return log p(x) in nats, [N], for x in {0, 1}, [N, 1, H, W]."""
         return self.log_probabilities(x).flatten(1).sum(dim=1)
 
+    def log_probability_and_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x) and that of each pixel in nats, [N] and [N, H, W]."""
+        of_pixels = self.log_probabilities(x).squeeze(1)
+        return of_pixels.flatten(1).sum(dim=1), of_pixels
+
     def card(self) -> Card:
         """Describe the model to those who serve it."""
         return self.described("raster_rows", sampling_controls(2))
 
     def likelihood_graph(self) -> nn.Module:
         """Return what maps an image to its log-probability, and to that of each pixel."""
-        return LogProbability(self)
+        return Function(self, self.log_probability_and_map)
 
     def graphs(self) -> tuple[Graph, ...]:
         """Return log_likelihood and both row steps; sets eval mode."""
@@ -50,19 +55,6 @@ class BinaryRows(BinaryImages):
             Graph("log_likelihood", graph, (data,), (log_likelihood, of_pixels)),
             *row_steps(self.row_network()),
         )
-
-
-class LogProbability(nn.Module):
-    """Graph: binary image to log p(x), pixel by pixel too."""
-
-    def __init__(self, model: BinaryRows):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, 1, H, W] in {0, 1} to nats, [N] and [N, H, W]."""
-        of_pixels = self.model.log_probabilities(data).squeeze(1)
-        return of_pixels.flatten(1).sum(dim=1), of_pixels
 
 
 def log_probability_of(x: Tensor, logits: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from model_zoo.cards import (
     sampling_controls,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import binarise, standard_error, uniform_noise
 
 GREY_LEVELS = 256
@@ -99,6 +99,21 @@ class GatedPixelCNN(Family):
         """Return log p(x) in nats, [N] (equation 1)."""
         of_pixels = of_levels(self.log_probabilities(levels, class_weights), levels)
         return of_pixels.flatten(1).sum(dim=1)
+
+    def log_probability_and_entropy(
+        self, data: Tensor, class_weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Map levels [N, 1, H, W] to log p(x), pixel by pixel too, and what it was to be.
+
+        All are in nats, [N], [N, H, W] and [N]. The last is the entropy of p(x_i | x_1 .. x_i-1),
+        summed over the pixels: what -log p(x) would be on average, if the model drew each pixel
+        after those that the image has before it.
+        """
+        levels = data.squeeze(1).round().long()
+        log_probabilities = self.log_probabilities(levels, class_weights)
+        of_pixels = of_levels(log_probabilities, levels)
+        entropies = -(log_probabilities.exp() * log_probabilities).sum(dim=3)  # [N, H, W]
+        return of_pixels.flatten(1).sum(dim=1), of_pixels, entropies.flatten(1).sum(dim=1)
 
     def from_grey(self, grey: Tensor, generator: torch.Generator) -> Tensor:
         """Map 8-bit grey values [N, 1, H, W] to this model's levels [N, H, W], int64."""
@@ -166,15 +181,16 @@ class GatedPixelCNN(Family):
         data = Port("data", "data", self.image_shape)
         condition = Port("class_weights", "condition", (self.classes,))
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
+        whole = Function(self, self.log_probability_and_entropy).eval()
         if len(self.layers) == 1:
-            alone = LogProbability(self).eval()
+            alone = Function(self, lambda *inputs: whole(*inputs)[0]).eval()
             return (Graph("log_likelihood", alone, (data, condition), (log_likelihood,)),)
         of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
         predictive_entropy = Port("predictive_entropy", "statistic", ())
         return (
             Graph(
                 "log_likelihood",
-                LogProbabilityAndEntropy(self).eval(),
+                whole,
                 (data, condition),
                 (log_likelihood, of_pixels, predictive_entropy),
             ),
@@ -203,35 +219,3 @@ def level_embedding(levels: int, size: int) -> nn.Embedding:
 def of_levels(log_probabilities: Tensor, levels: Tensor) -> Tensor:
     """Return those of the levels [N, H, W] among log-probabilities [N, H, W, levels], [N, H, W]."""
     return log_probabilities.gather(3, levels.unsqueeze(3)).squeeze(3)
-
-
-class LogProbability(nn.Module):
-    """Graph: image and class weights to log p(x)."""
-
-    def __init__(self, model: GatedPixelCNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, class_weights: Tensor) -> Tensor:
-        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N]."""
-        return self.model.log_probability(data.squeeze(1).round().long(), class_weights)
-
-
-class LogProbabilityAndEntropy(nn.Module):
-    """Graph: image and class weights to log p(x), pixel by pixel too, and what it was to be."""
-
-    def __init__(self, model: GatedPixelCNN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map levels [N, 1, H, W] and class weights [N, classes] to nats, [N], [N, H, W] and [N].
-
-        The last is the entropy of p(x_i | x_1 .. x_i-1), summed over the pixels: what -log p(x)
-        would be on average, if the model drew each pixel after those that the image has before it.
-        """
-        levels = data.squeeze(1).round().long()
-        log_probabilities = self.model.log_probabilities(levels, class_weights)
-        of_pixels = of_levels(log_probabilities, levels)
-        entropies = -(log_probabilities.exp() * log_probabilities).sum(dim=3)  # [N, H, W]
-        return of_pixels.flatten(1).sum(dim=1), of_pixels, entropies.flatten(1).sum(dim=1)

@@ -29,7 +29,7 @@ from model_zoo.cards import (
     sampling_controls,
 )
 from model_zoo.data import in_chunks
-from model_zoo.family import Batch, Card, Family, Figure, Graph, Objective, Port
+from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import standard_error
 
 GREY_LEVELS = 256
@@ -92,6 +92,11 @@ class PixelCNNPlusPlus(Family):
         """Return log p(x) in nats, [N]."""
         return self.log_probabilities(levels).flatten(1).sum(dim=1)
 
+    def log_probability_and_map(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Map levels [N, 1, H, W] to log p(x) and that of each pixel in nats, [N] and [N, H, W]."""
+        of_pixels = self.log_probabilities(data.squeeze(1).round().long())
+        return of_pixels.flatten(1).sum(dim=1), of_pixels
+
     def objectives(self) -> dict[str, Objective]:
         """Return the one loss: bits per dimension."""
         return {"pixelcnn": Objective(list(self.parameters()), self._loss)}
@@ -127,24 +132,11 @@ class PixelCNNPlusPlus(Family):
         data = Port("data", "data", self.image_shape)
         log_likelihood = Port("log_likelihood", "log_likelihood", ())
         of_pixels = Port("log_likelihood_map", "log_likelihood_map", self.image_shape[1:])
-        graph = LogProbability(self).eval()
+        graph = Function(self, self.log_probability_and_map).eval()
         return (
             Graph("log_likelihood", graph, (data,), (log_likelihood, of_pixels)),
             *row_steps(PixelCNNPlusPlusRow(self)),
         )
-
-
-class LogProbability(nn.Module):
-    """Graph: image to log p(x), pixel by pixel too."""
-
-    def __init__(self, model: PixelCNNPlusPlus):
-        super().__init__()
-        self.model = model
-
-    def forward(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Map levels [N, 1, H, W] to nats, [N] and [N, H, W]."""
-        of_pixels = self.model.log_probabilities(data.squeeze(1).round().long())
-        return of_pixels.flatten(1).sum(dim=1), of_pixels
 
 
 class PixelCNNPlusPlusRow(RowNetwork):

@@ -1,9 +1,9 @@
 """Annealed importance sampling: what the unknown normaliser of an energy model is.
 
-Ruslan Salakhutdinov and Iain Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008
-(section 4.2): chains go from a distribution whose normaliser Z_0 is known, through others f_k, to
-the model; the mean of their weights w, the products of all f_k(v) / f_k-1(v), is an unbiased
-estimate of Z / Z_0. Estimates of log Z tend to be too low, and likelihoods with them too high.
+Ruslan Salakhutdinov and Iain Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008:
+chains go from a distribution whose normaliser Z_0 is known, through others f_k, to the model; the
+mean of their weights w, the products of all f_k(v) / f_k-1(v), is an unbiased estimate of Z / Z_0.
+Estimates of log Z tend to be too low, and likelihoods with them too high.
 
 Yuri Burda, Roger Grosse and Ruslan Salakhutdinov, "Accurate and Conservative Estimates of MRF
 Log-likelihood using Reverse Annealing", 2015, arXiv:1412.8566: chains that go the way back, from a

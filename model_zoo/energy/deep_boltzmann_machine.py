@@ -1,17 +1,16 @@
 """Deep Boltzmann machine of two hidden layers, trained by mean field and persistent chains.
 
 Ruslan Salakhutdinov and Geoffrey Hinton, "Deep Boltzmann Machines", 2009. Pixels v and hidden
-layers h1 and h2 have an energy with terms for v and h1, and for h1 and h2 (their equation 9). Given
-h1, the other two are independent, and given those, so is h1: a Gibbs step draws either whole. What
-the data expects of hidden units comes from a mean field, what the model expects
-from persistent chains.
+layers h1 and h2 have an energy with terms for v and h1, and for h1 and h2. Given h1, the other two
+are independent, and given those, so is h1: a Gibbs step draws either whole. What the data expects
+of hidden units comes from a mean field, what the model expects from persistent chains.
 
-All layers are trained at once, without the layer-wise start of section 3.1: the energy is of
+All layers are trained at once, without the greedy layerwise start of section 3.1: the energy is of
 pixels and units less their offsets, after Gregoire Montavon and Klaus-Robert Müller, "Deep
 Boltzmann Machines and the Centering Trick", 2012.
 
-The likelihood is that of section 3.2: the mean field's lower bound less an estimate of log Z by
-annealed importance sampling, which tends to be too low. So the result may lie on either side.
+The likelihood is theirs: the mean field's lower bound less an estimate of log Z by annealed
+importance sampling, which tends to be too low. So the result may lie on either side.
 """
 
 from __future__ import annotations
@@ -230,7 +229,7 @@ class DeepBoltzmannMachine(Family):
 
 
 class AnnealedMachine(AnnealingPath):
-    """From independent units to the machine; a state is the first layer (section 3.2).
+    """From independent units to the machine; a state is the first layer.
 
     Pixels start on at start_rates, hidden units at random; the first layer's sums over both others
     are known.

@@ -3,13 +3,13 @@
 Yoshua Bengio, Éric Thibodeau-Laufer, Guillaume Alain and Jason Yosinski, "Deep Generative
 Stochastic Networks Trainable by Backprop", 2014, arXiv:1306.1091. A step corrupts the picture, maps
 it to hidden units H with noise of their own, and draws a picture from P(X | H); where the network
-has learned to undo it, the chain's pictures are distributed as the data (theorem 1). The noise of
-the hidden units lets P(X | H) be simple, a product over pixels.
+has learned to undo it, the chain's pictures are distributed as the data. The noise of the hidden
+units lets P(X | H) be simple, a product over pixels.
 
-Training walks back (algorithm 1 of Yoshua Bengio, Li Yao, Guillaume Alain and Pascal Vincent,
-"Generalized Denoising Auto-Encoders as Generative Models", 2013, arXiv:1305.6663): from a picture
-of the data the chain makes some steps, and after each the network is to find the way back to that
-picture, so that it unlearns pictures that it wanders to.
+Training is the walkback of Yoshua Bengio, Li Yao, Guillaume Alain and Pascal Vincent, "Generalized
+Denoising Auto-Encoders as Generative Models", 2013, arXiv:1305.6663: from a picture of the data the
+chain makes some steps, and after each the network is to find the way back to that picture, so that
+it unlearns pictures that it wanders to.
 
 Corruption is salt and pepper. There are two hidden layers, and both maps use the same weights, as
 the paper's do.

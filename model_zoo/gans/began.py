@@ -6,8 +6,11 @@ well and fakes badly, and the generator makes what it restores well. Both are ke
 k_t, the weight of the fakes, which holds the error of fakes at gamma times that of real pictures
 (section 3.4). What they then agree on is measured by M, which tells how far training is.
 
+The autoencoder has no tanh at its end: the median pixel is black, and a tanh that has found black
+learns nothing more, while black pictures please the generator. No batch is normalised.
+
 Differences: latents are normal instead of uniform, and the networks are small ones of strided
-convolutions, of which the generator's batches are normalised.
+convolutions, of which the generator ends in a tanh.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class BEGAN(Adversarial):
         super().__init__(
             image_shape,
             0,
-            Generator(image_shape, 0, latent_size, width),
+            Generator(image_shape, 0, latent_size, width, normalised=False),
             Autoencoder(image_shape, latent_size, width),
             latent_size,
             judge,
@@ -121,10 +124,10 @@ class Autoencoder(nn.Module):
             nn.Flatten(),
             nn.Linear(math.prod((2 * width, height // 4, width_pixels // 4)), hidden),
         )
-        self.decoder = Generator(shape, 0, hidden, width, normalised=False)
+        self.decoder = Generator(shape, 0, hidden, width, normalised=False, bounded=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map [N, C, H, W] in [-1, 1] to the same."""
+        """Map [N, C, H, W] in [-1, 1] to what is near them."""
         return self.decoder(self.encoder(images))
 
 

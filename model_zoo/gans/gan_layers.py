@@ -29,10 +29,12 @@ class Generator(nn.Module):
         latent_size: int,
         width: int,
         normalised: bool = True,
+        bounded: bool = True,
     ):
         """Start from `2 * width` channels at a quarter of the resolution.
 
-        `classes` is 0 where there is no condition. `normalised` says whether batches are.
+        `classes` is 0 where there is no condition. `normalised` says whether batches are, `bounded`
+        whether a tanh keeps pixels within [-1, 1].
         """
         super().__init__()
         channels, height, width_pixels = shape
@@ -51,11 +53,11 @@ class Generator(nn.Module):
             *_normalisation(width, normalised),
             nn.ReLU(),
             nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1),  # 14 -> 28
-            nn.Tanh(),
+            nn.Tanh() if bounded else nn.Identity(),
         )
 
     def forward(self, latent: Tensor, class_weights: Tensor | None = None) -> Tensor:
-        """Map [N, latent] and [N, classes], one-hot or a mixture, to [N, C, H, W] in [-1, 1]."""
+        """Map [N, latent] and [N, classes], one-hot or a mixture, to [N, C, H, W]."""
         if class_weights is not None:
             latent = torch.cat([latent, self.embedding(class_weights)], dim=1)
         return self.body(latent)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from service.api.protocol import LOST
 from service.errors import RequestCancelled
 
 T = TypeVar("T")
@@ -14,14 +15,18 @@ T = TypeVar("T")
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Return what the work returns, or cancel it when the client leaves (RequestCancelled).
 
-    The body has been read to its end, so all that is left to receive is the disconnect.
+    The body has been read to its end, so all that is left to receive is the disconnect. Our own
+    protocol tells it by a future of the connection, which spares each request a task that waits.
     """
     working = asyncio.current_task()
     assert working is not None, "requests are handled in tasks"
-    leaving = asyncio.ensure_future(request.receive())
+    lost = request.scope["state"].get(LOST)
+    leaving = lost or asyncio.ensure_future(request.receive())
+    waiting = True
 
     def leave(_: object) -> None:
-        working.cancel()
+        if waiting:  # or it was called in the moment in which the work was done
+            working.cancel()
 
     leaving.add_done_callback(leave)
     try:
@@ -32,5 +37,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
             raise RequestCancelled("the client left before the result was there") from None
         raise
     finally:
+        waiting = False
         leaving.remove_done_callback(leave)
-        leaving.cancel()
+        if lost is None:
+            leaving.cancel()

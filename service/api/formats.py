@@ -78,8 +78,12 @@ def write(answer: Answer, body: Body, media_type: str, request_id: str) -> Respo
     content = _to_png(answer) if media_type == PNG else _to_npy(answer, body)
     facts = metadata(answer, request_id) | _facts(answer)
     del facts["request_id"]  # X-Request-Id says it
-    headers = {_header_name(name): _header(str(fact)) for name, fact in facts.items()}
-    return Response(content, media_type=media_type, headers=headers)
+    response = Response(content, media_type=media_type)
+    # As they go out: Starlette would encode them anew for each answer.
+    response.raw_headers += [
+        (_header_name(name), _header(str(fact))) for name, fact in facts.items()
+    ]
+    return response
 
 
 def _to_png(answer: Answer) -> bytes:
@@ -136,11 +140,11 @@ def _facts(answer: Answer) -> dict[str, Any]:
 
 
 @cache
-def _header_name(name: str) -> str:
-    return "X-Genserve-" + "-".join(word.capitalize() for word in name.split("_"))
+def _header_name(name: str) -> bytes:
+    return f"x-genserve-{name.replace('_', '-')}".encode()
 
 
 @lru_cache(maxsize=1000)  # most of what is said is said of every answer
-def _header(fact: str) -> str:
+def _header(fact: str) -> bytes:
     # A manifest may say things that a header can't hold; those are percent-encoded.
-    return quote(fact, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")
+    return quote(fact, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~").encode()

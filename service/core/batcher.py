@@ -41,7 +41,7 @@ Release = Literal["full", "drained", "shared"]
 
 _NICENESS = 10
 _CROWDED_SECONDS = 1.0  # since the last refusal
-_LATENESS = 1.15  # times what is foreseen: a core that refuses many has less left for the models
+_LATENESS = 1.25  # times what is foreseen: a core that refuses many has less left for the models
 
 log = logging.getLogger(__name__)
 

@@ -32,5 +32,5 @@ def control(manifest: Manifest, name: str, value: float | None) -> float | None:
 def refuse_controls(manifest: Manifest, request: SampleRequest, taken: Collection[str]) -> None:
     """Refuse every control but those `taken`, which alone mean something to the model's program."""
     for name in CONTROLS:
-        if name not in taken:
-            control(manifest, name, getattr(request, name))
+        if name not in taken and (value := getattr(request, name)) is not None:
+            control(manifest, name, value)

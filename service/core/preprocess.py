@@ -3,7 +3,7 @@
 Nothing is resized, and nothing is binarised unless the client asks for it.
 """
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,8 @@ def _is_binary(manifest: Manifest, levels: Levels) -> bool:
     return bool(np.all((levels == 0) | (levels == manifest.image.levels - 1)))
 
 
-def _row(channels: Sequence[float]) -> Values:
+@cache
+def _row(channels: tuple[float, ...]) -> Values:
     return np.asarray(channels, np.float32)  # [C], broadcasts over [N, H, W, C]
 
 

@@ -19,7 +19,7 @@ Inputs = Mapping[str, NDArray[Any] | DeferredRows]
 Outputs = dict[str, NDArray[Any]]
 
 _SMALL_ROWS = 4  # so few are not worth another run
-_REMEMBERED_ROWS = 4  # what is known weighs as much as so many new ones
+_REMEMBERED_ROWS = 256  # what is known weighs as much as so many new ones, once they were seen
 _BULK_SHARE = 4  # one row in so many is kept for bulk work while small requests wait too
 
 
@@ -76,6 +76,7 @@ class RowQueue:
         """Rows waiting."""
         self.seconds_per_row = 0.0
         """What a row took a worker lately."""
+        self._seen_rows = 0  # up to those remembered
         self._maximum_batch_rows = maximum_batch_rows
         self._small: deque[Job] = deque()
         self._bulk: deque[Job] = deque()
@@ -83,9 +84,13 @@ class RowQueue:
         self._owed = 0  # to bulk jobs, in fractions of a row: so many make one
 
     def learn(self, seconds: float, rows: int) -> None:
-        """Take note of how long so many rows took a worker: the more they are, the more it says."""
-        weight = rows / (rows + _REMEMBERED_ROWS)
+        """Take note of how long so many rows took a worker: the more they are, the more it says.
+
+        No single batch says much: a queue that was let grow for one that was quick stays too long.
+        """
+        weight = rows / (rows + self._seen_rows)
         self.seconds_per_row += weight * (seconds / rows - self.seconds_per_row)
+        self._seen_rows = min(self._seen_rows + rows, _REMEMBERED_ROWS)
 
     def add(self, job: Job) -> None:
         """Queue a job."""

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health
+from grpc_status import rpc_status
 
 from service.admission import Admission
 from service.errors import GenserveError, TooManyRequests
@@ -123,6 +124,11 @@ async def refuse(method: str, error: GenserveError, context: Context) -> None:
     status, request_id = to_status(error), request_id_of(context)
     name, code = method.rpartition("/")[2], status.code.name
     access.info("request", extra={"request_id": request_id, "method": name, "status": code})
+    await end_with(status, request_id, context)
+
+
+async def end_with(status: rpc_status._Status, request_id: str, context: Context) -> None:
+    """End a call with a status, and with its id beside that."""
     trailing = (*status.trailing_metadata, (REQUEST_ID, request_id))
     await context.abort(status.code, status.details, trailing)
 

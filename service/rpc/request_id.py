@@ -1,7 +1,7 @@
 """The id of a call: the client's where it is sane, or a new one."""
 
 import re
-import uuid
+import secrets
 from typing import Any
 
 import grpc
@@ -17,4 +17,4 @@ def request_id_of(context: grpc.aio.ServicerContext) -> str:
     for key, value in metadata:
         if key == REQUEST_ID and _SANE_ID.fullmatch(value):
             return str(value)
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

@@ -27,7 +27,7 @@ from service.errors import (
 )
 from service.keys import Keys
 from service.metrics import Metrics
-from service.rpc.guard import Guard, refuse
+from service.rpc.guard import Guard, end_with, refuse
 from service.rpc.inference import InferenceServicer
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb import inference_service_pb2 as inference_pb
@@ -228,6 +228,7 @@ async def _stream(
 ) -> None:
     """Answer one call with messages."""
     async with _enveloped(tracing, method, context) as request_id:
+        await context.send_initial_metadata(((REQUEST_ID, request_id),))
         with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             request = _parse(handler, content)
         await _write_all(handler.unary_stream(request, context), request_id, context, write_seconds)
@@ -252,6 +253,7 @@ async def _converse(
             yield message
 
     async with _enveloped(tracing, method, context) as request_id:
+        await context.send_initial_metadata(((REQUEST_ID, request_id),))
         await _write_all(
             handler.stream_stream(messages(), context), request_id, context, write_seconds
         )
@@ -289,7 +291,8 @@ async def _enveloped(
     """End a call with a status, whatever happens, and write its line in the log."""
     started, request_id = time.monotonic(), request_id_of(context)
     status, refusal = grpc.StatusCode.CANCELLED, None  # stays where the client leaves
-    await context.send_initial_metadata(((REQUEST_ID, request_id),))
+    # Behind the answer: ahead of it, the id would be an operation of its own for gRPC.
+    context.set_trailing_metadata(((REQUEST_ID, request_id),))
     metadata: Any = context.invocation_metadata() or ()
     attributes = {
         "rpc.system": "grpc",
@@ -321,7 +324,7 @@ async def _enveloped(
             )
             trace.answered(status.name, fault=status in _FAULTS)
     if refusal is not None:
-        await context.abort_with_status(refusal)
+        await end_with(refusal, request_id, context)
 
 
 def _parse(handler: grpc.RpcMethodHandler, content: bytes) -> Message:

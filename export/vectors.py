@@ -109,7 +109,7 @@ def _draw_class_weights(classes: int, generator: np.random.Generator) -> Array:
 def _draw_data(card: Card, generator: np.random.Generator) -> Array:
     """Return events as graphs take them: images, or vectors about as far from 0 as normal ones."""
     if card.preprocess is None:
-        return generator.standard_normal((ROWS, *card.event["shape"]))
+        return np.rint(16 * generator.standard_normal((ROWS, *card.event["shape"]))) / 16
     return _to_graph_values(_draw_levels(card, generator), card.preprocess, _levels(card) - 1)
 
 

@@ -17,8 +17,9 @@ from torch.nn.functional import one_hot
 from model_zoo.family import Card, Family, Graph, Port
 
 ROWS = 10
-VECTORS = 20_000  # of a histogram: a few in each cell
-CELLS = 100  # along each side of it
+VECTORS = 20_000  # of a histogram: enough in a cell to tell densities apart
+CELLS = 50  # along each side of it
+CELL_PIXELS = 2  # along each side of a cell
 SHEET_SEED = 0
 CHAIN_CALLS = 20  # of a transition: enough to tell digits from noise
 
@@ -55,14 +56,14 @@ def write_sample_sheet(model: Family, path: Path) -> None:
 def histogram(vectors: np.ndarray, extent: float) -> np.ndarray:
     """Count vectors [N, 2] in the cells of a square about 0, `extent` from it to each side.
 
-    Returns grey values, uint8 [CELLS, CELLS], the second coordinate upwards. White is a cell as
-    full as the fullest hundredth; what lies outside the square is left out.
+    Returns grey values, uint8, CELL_PIXELS for each side of a cell, the second coordinate upwards.
+    White is a cell as full as the fullest hundredth; what lies outside the square is left out.
     """
     sides = np.linspace(-extent, extent, CELLS + 1)
     counts, _, _ = np.histogram2d(vectors[:, 0], vectors[:, 1], bins=[sides, sides])
     full = max(np.quantile(counts, 0.99), 1)
     grey = np.rint(255 * np.minimum(counts / full, 1)).astype(np.uint8)
-    return np.ascontiguousarray(grey.T[::-1])
+    return np.kron(grey.T[::-1], np.ones((CELL_PIXELS, CELL_PIXELS), np.uint8))
 
 
 def _save(picture: np.ndarray, path: Path) -> None:

@@ -15,7 +15,7 @@ from model_zoo.data import index_hash, load_splits
 from model_zoo.densities import COUNTS, DENSITIES, on_checkerboard
 from model_zoo.family import Batch
 from model_zoo.flows.vector_ffjord import VectorFFJORD
-from model_zoo.sheets import CELLS, histogram, write_sample_sheet
+from model_zoo.sheets import CELL_PIXELS, CELLS, histogram, write_sample_sheet
 from service.core.requests import SampleRequest
 from service.metrics import Metrics
 from service.server import build_engine
@@ -175,8 +175,8 @@ def test_what_is_drawn_has_the_declared_density(tmp_path: Path) -> None:
 def test_a_histogram_has_its_second_axis_upwards_and_leaves_out_what_is_outside() -> None:
     corner = np.array([[0.99, 0.99]] * 5 + [[7.0, 0.0]])
     picture = histogram(corner, extent=1.0)
-    assert picture.shape == (CELLS, CELLS) and picture.dtype == np.uint8
-    assert picture[0, -1] == 255 and picture.sum() == 255
+    assert picture.shape == (CELLS * CELL_PIXELS,) * 2 and picture.dtype == np.uint8
+    assert picture[0, -1] == 255 and picture.sum() == 255 * CELL_PIXELS**2
 
 
 def test_a_sample_sheet_of_vectors_is_a_histogram(tmp_path: Path) -> None:

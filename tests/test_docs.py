@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.anomaly.page import ABOVE
 from benchmarks.anomaly.scoring import compared_models
 from docs import zoo
-from model_zoo.sheets import CELLS
+from model_zoo.sheets import CELL_PIXELS, CELLS
 from service.core import manifest
 from service.core.scoring import calibration
 
@@ -70,7 +70,8 @@ def test_every_model_that_samples_is_shown_beside_training_images() -> None:
     for model in sampling:
         with Image.open(ROOT / "docs" / "zoo" / f"{model['name']}.png") as picture:
             if model["event"]["kind"] == "vector":
-                assert picture.size == (2 * 2 * CELLS, 2 * CELLS), "run make pictures"
+                side = 2 * CELLS * CELL_PIXELS
+                assert picture.size == (2 * side, side), "run make pictures"
             else:
                 height, width, _ = model["event"]["shape"]
                 assert picture.size == (2 * 10 * width, 2 * 4 * height), "run make pictures"

@@ -102,6 +102,25 @@ def test_a_model_is_loaded_for_its_samples_only_when_asked(
     assert states["fashion-mnist-realnvp"] == "available"
 
 
+def test_a_model_of_vectors_shows_them_as_points_and_is_in_no_view_of_images(
+    browser: Browser, server: LiveServer
+) -> None:
+    browser.open(server.url)
+    browser.click("[data-model=checkerboard-ffjord] button", "load it")
+    browser.until(lambda: len(browser.all("[data-model=checkerboard-ffjord] .strip canvas")) == 1)
+    label = browser.find("[data-model=checkerboard-ffjord] canvas").get_attribute("aria-label")
+    assert label == "256 vectors of checkerboard-ffjord"
+    drawn = browser.run(
+        "const canvas = document.querySelector('[data-model=checkerboard-ffjord] canvas');"
+        "const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+        "return data.filter((value, index) => index % 4 === 3 && value > 0).length"
+    )
+    assert drawn > 256
+    assert not browser.all("[data-model=checkerboard-ffjord] .links a")
+    browser.open(f"{server.url}/#/sample?model=checkerboard-ffjord")
+    browser.until(lambda: "is a model of vectors" in browser.text(".notice.problem"))
+
+
 def test_the_first_view_is_small(browser: Browser, server: LiveServer) -> None:
     """Everything that is transferred until it stands, samples included."""
     browser.open(server.url)

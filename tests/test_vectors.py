@@ -20,7 +20,8 @@ from export import export_artifact
 from model_zoo.flows.vector_ffjord import VectorFFJORD
 from service.__main__ import main
 from service.core.engine import Engine
-from service.core.manifest import read_manifest
+from service.core.manifest import Manifest, read_manifest
+from service.core.manifest_parts import check_part
 from service.core.operations import begin
 from service.core.requests import (
     EncodeRequest,
@@ -28,7 +29,7 @@ from service.core.requests import (
     LikelihoodRequest,
     SampleRequest,
 )
-from service.errors import GenserveError, InvalidRequest, InvalidVector
+from service.errors import ArtifactError, GenserveError, InvalidRequest, InvalidVector
 from service.metrics import Metrics
 from service.rpc.pb import generation_service_pb2 as pb
 from service.rpc.pb.generation_service_pb2_grpc import GenerationServiceStub
@@ -210,6 +211,54 @@ async def test_a_model_of_vectors_can_be_calibrated(
         found = (await engine.run("likelihood", asked, model=MODEL)).result.anomaly
     assert found is not None and set(found.scores) == {"typicality", "combined"}
     assert found.p_value[-1] == pytest.approx(1 / 201) and found.p_value[:-1].max() > 0.3
+
+
+# What a manifest may say of them
+
+DENSITY = {
+    "quantity": "density",
+    "kind": "exact",
+    "base_measure": "lebesgue",
+    "estimator": "exact",
+    "conditioning": "none",
+}
+MAP = {"name": "map", "role": "log_likelihood_map", "dtype": "float32", "shape": ["batch", 2]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preprocess": {"range": [0.0, 1.0]}}, "vectors have none"),
+        ({"event": {"kind": "points", "shape": [2], "base_measure": "lebesgue"}}, "kind"),
+        ({"event": {"kind": "vector", "shape": [2], "base_measure": "counting"}}, "base_measure"),
+        ({"event": {"kind": "vector", "shape": [0], "base_measure": "lebesgue"}}, "shape"),
+        ({"event": {"kind": "vector", "shape": [3], "base_measure": "lebesgue"}}, "port 'data'"),
+        (
+            {
+                "event": {
+                    "kind": "image",
+                    "shape": [1, 2, 1],
+                    "levels": 256,
+                    "base_measure": "counting",
+                }
+            },
+            "images have a preprocess",
+        ),
+        ({"program": "ancestral"}, "goes over pixels"),
+        ({"operations": {"likelihood": {**DENSITY, "quantity": "probability"}}}, "is a density"),
+        ({"graphs": {"log_likelihood": MAP}}, "a vector has no log_likelihood_map"),
+    ],
+)
+def test_a_manifest_that_contradicts_its_vectors_is_refused(
+    repository: Path, changes: dict[str, Any], message: str
+) -> None:
+    content = json.loads((repository / MODEL / "1" / "manifest.json").read_text())
+    if "graphs" in changes:
+        content["graphs"]["log_likelihood"]["outputs"].append(MAP)
+    else:
+        content |= changes
+    with pytest.raises(ArtifactError, match=message):
+        check_part("manifest.json", json.dumps(content).encode(), Manifest)
 
 
 # What is refused

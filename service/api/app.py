@@ -69,7 +69,8 @@ from service.metrics import Metrics
 _DESCRIPTION = """Trained generative models: sample, encode, decode, likelihood, interpolate,
 complete, score, classify.
 
-Images are levels, [count, height, width, channels]. Answers are JSON, `image/png` or
+Images are levels, [count, height, width, channels]; a model of vectors has `vectors`,
+[count, size], in their place. Answers are JSON, `image/png` or
 `application/x-npy`, by `Accept`; `/sample/stream` and `/complete/stream` answer with server-sent
 events. Errors are problem details with a stable `reason`."""
 _LARGE_VALUES = 50_000  # writing more than this takes milliseconds

@@ -125,11 +125,5 @@ Picture = Annotated[
 Pictures = Annotated[
     Images,
     PlainValidator(read_pictures),
-    WithJsonSchema(
-        {
-            "anyOf": [_nested(4, _NUMBER), _nested(1, _PNG), _PNG],
-            "description": "Images: nested arrays [count, height, width, channels], base64 PNG "
-            "strings, or one such string. Nothing is resized.",
-        }
-    ),
+    WithJsonSchema({"anyOf": [_nested(4, _NUMBER), _nested(1, _PNG), _PNG]}),
 ]

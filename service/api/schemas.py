@@ -92,6 +92,8 @@ class EventsBody(Body):
     upload: ClassVar[Upload | None] = "images"
 
     images: Pictures | None = None
+    """Images, for models of these: nested arrays [count, height, width, channels], base64 PNG
+    strings, or one such string. Nothing is resized."""
     vectors: Numbers | None = None
     """Vectors, [count, size], in place of images: for models of vectors."""
 

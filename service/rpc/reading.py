@@ -256,7 +256,9 @@ def _images(images: pb.Images, scale: int) -> Images:
     """Return the PNG files, or the array [N, H, W, C], that the message holds."""
     form = images.WhichOneof("pixels")
     if form is None:
-        raise InvalidImage("no images were sent: set one of levels, unit_values and png")
+        raise InvalidImage(
+            "no images were sent: set one of levels, unit_values and png, or send vectors"
+        )
     if form == "png":
         return _listed(images.png, "files")
     if _SCALES[form] != (scale or pb.SCALE_LEVELS):

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from service.api.protocol import LOST
 from service.errors import RequestCancelled
 
 T = TypeVar("T")
@@ -15,13 +14,11 @@ T = TypeVar("T")
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Return what the work returns, or cancel it when the client leaves (RequestCancelled).
 
-    The body has been read to its end, so all that is left to receive is the disconnect. Our own
-    protocol tells it by a future of the connection, which spares each request a task that waits.
+    The body has been read to its end, so all that is left to receive is the disconnect.
     """
     working = asyncio.current_task()
     assert working is not None, "requests are handled in tasks"
-    lost = request.scope["state"].get(LOST)
-    leaving = lost or asyncio.ensure_future(request.receive())
+    leaving = asyncio.ensure_future(request.receive())
     waiting = True
 
     def leave(_: object) -> None:
@@ -39,5 +36,4 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     finally:
         waiting = False
         leaving.remove_done_callback(leave)
-        if lost is None:
-            leaving.cancel()
+        leaving.cancel()

@@ -21,6 +21,7 @@ def bounded_protocol(*, maximum: int, seconds: float) -> type[asyncio.Protocol]:
     """
 
     class BoundedProtocol(HttpProtocol):
+        app_state: dict[str, Any]
         _answered: RequestResponseCycle | None = None  # last; cycle is the last one read
         _awaiting_request: asyncio.TimerHandle | None = None
         _awaiting_reader: asyncio.TimerHandle | None = None

@@ -5,29 +5,18 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-LOST = "lost"
-"""In the state of a connection's requests: a future that is done once the connection is lost."""
-
 _MAXIMUM_HEAD_BYTES = 64 * 1024
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection. The parser alone would read a head of any length into memory."""
 
-    app_state: dict[str, Any]
     transport: "_JoiningTransport"  # type: ignore[assignment]  # all that is used of one
     _head_bytes: int | None = None  # since the head of a request began, None outside of one
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, on a transport that joins the parts of an answer."""
         super().connection_made(_JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
-        self._lost = self.loop.create_future()
-        self.app_state = {**self.app_state, LOST: self._lost}
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """End, and so the work for whoever was there."""
-        self._lost.set_result(None)
-        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives; a head that does not end within the bound ends the connection."""

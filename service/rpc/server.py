@@ -228,7 +228,6 @@ async def _stream(
 ) -> None:
     """Answer one call with messages."""
     async with _enveloped(tracing, method, context) as request_id:
-        await context.send_initial_metadata(((REQUEST_ID, request_id),))
         with metrics.counting_refusals(_OPERATIONS.get(method, method.lower())):
             request = _parse(handler, content)
         await _write_all(handler.unary_stream(request, context), request_id, context, write_seconds)
@@ -253,7 +252,6 @@ async def _converse(
             yield message
 
     async with _enveloped(tracing, method, context) as request_id:
-        await context.send_initial_metadata(((REQUEST_ID, request_id),))
         await _write_all(
             handler.stream_stream(messages(), context), request_id, context, write_seconds
         )
@@ -265,23 +263,29 @@ async def _write_all(
     context: grpc.aio.ServicerContext,
     write_seconds: float,
 ) -> None:
-    """Write messages; the next one is asked for once the last one is on its way.
+    """Write the id of a call, and then messages; the next one once the last one is on its way.
 
     Raises DeadlineExceeded where the client takes none for so long, RequestCancelled where it left.
     """
     async with aclosing(messages):  # so that the work ends at once where the client leaves
+        await _sent(context.send_initial_metadata(((REQUEST_ID, request_id),)), write_seconds)
         async for message in messages:
             if "result" in message.DESCRIPTOR.fields_by_name and message.HasField("result"):
                 message.result.request_id = request_id
-            try:
-                async with asyncio.timeout(write_seconds):
-                    await context.write(message)
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"the client read nothing for {write_seconds:g} s; read faster, or ask for less"
-                ) from None
-            except grpc.aio.InternalError:  # the connection is gone, which no cancel has told yet
-                raise RequestCancelled("the client left before the result was there") from None
+            await _sent(context.write(message), write_seconds)
+
+
+async def _sent(sending: Awaitable[None], write_seconds: float) -> None:
+    """Wait until something is on its way to the client; raises what `_write_all` does."""
+    try:
+        async with asyncio.timeout(write_seconds):
+            await sending
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the client read nothing for {write_seconds:g} s; read faster, or ask for less"
+        ) from None
+    except grpc.aio.InternalError:  # the connection is gone, which no cancel has told yet
+        raise RequestCancelled("the client left before the result was there") from None
 
 
 @asynccontextmanager

@@ -14,7 +14,14 @@ from service.core.batcher import LoadedGraph
 from service.core.events import events_of
 from service.core.manifest import Manifest
 from service.core.manifest_parts import ImageEvent
-from service.core.requests import Array, EventsRequest, LikelihoodRequest, Limits, as_array
+from service.core.requests import (
+    Array,
+    EventRows,
+    EventsRequest,
+    LikelihoodRequest,
+    Limits,
+    as_array,
+)
 from service.core.scoring.calibration import (
     Calibration,
     Data,
@@ -26,7 +33,7 @@ from service.core.scoring.calibration import (
     make_calibration,
 )
 from service.core.scoring.likelihood import measure, rows_for_image
-from service.core.scoring.scores import EventRows, Floats, Statistic
+from service.core.scoring.scores import Floats, Statistic
 from service.errors import GenserveError, InvalidImage, InvalidRequest, StartupError
 from service.progress import counted
 

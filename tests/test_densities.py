@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from prometheus_client import CollectorRegistry
 from scipy.stats import chi2
 
@@ -181,4 +182,9 @@ def test_a_histogram_has_its_second_axis_upwards_and_leaves_out_what_is_outside(
 
 def test_a_sample_sheet_of_vectors_is_a_histogram(tmp_path: Path) -> None:
     write_sample_sheet(plane_flow(), tmp_path / "sheets" / "001.png")
-    assert (tmp_path / "sheets" / "001.png").stat().st_size > 1000
+    with Image.open(tmp_path / "sheets" / "001.png") as sheet:
+        grey = np.asarray(sheet.convert("L"), float)
+    side = CELLS * CELL_PIXELS
+    assert grey.shape == (side, side)
+    quarter = side // 4
+    assert grey[quarter:-quarter, quarter:-quarter].mean() > 2 * grey.mean(), "about the middle"

@@ -107,7 +107,7 @@ BAD_INPUT = {
     ),
     "no images": (
         "Encode", pb.EncodeRequest(model=FLOW),
-        INVALID, "INVALID_IMAGE", "levels, unit_values and png",
+        INVALID, "INVALID_REQUEST", "give images, or vectors",
     ),
     "no png files": (
         "Encode", pb.EncodeRequest(model=FLOW, images=files()), INVALID, "OUT_OF_RANGE", "1 to 32",

@@ -7,16 +7,13 @@ two it is, only the manifest knows.
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.core.manifest import Manifest
 from service.core.manifest_parts import VectorEvent
-from service.core.preprocess import read_images, to_images, to_values
-from service.core.requests import EventPart, EventsRequest, Limits, Scale
-from service.core.scoring.scores import CODEC, EventRows, Floats, Statistic, codec_bits
-from service.errors import InvalidImage, InvalidRequest, InvalidVector, OutOfRange
-
-Values = NDArray[np.float32]
+from service.core.preprocess import Values, read_images, to_images, to_values
+from service.core.requests import EventPart, EventRows, EventsRequest, Limits, Scale
+from service.core.scoring.scores import CODEC, Floats, Statistic, codec_bits
+from service.errors import InvalidRequest, InvalidVector, OutOfRange
 
 
 class Events(Protocol):
@@ -71,7 +68,7 @@ class _Images:
         _check_given(request)
         if request.images is None:
             height, width, channels = self._manifest.image.shape
-            raise InvalidVector(
+            raise InvalidRequest(
                 f"{self._manifest.name} is a model of images; give images of shape "
                 f"[count, {height}, {width}, {channels}], not vectors"
             )
@@ -102,7 +99,7 @@ class _Vectors:
         _check_given(request)
         size, vectors = self._manifest.event.dimensions, request.vectors
         if vectors is None:
-            raise InvalidImage(
+            raise InvalidRequest(
                 f"{self._manifest.name} is a model of vectors; give vectors of shape "
                 f"[count, {size}], not images"
             )

@@ -36,6 +36,7 @@ from service.core.requests import (
     EncodeRequest,
     EncodeResult,
     Endpoint,
+    EventRows,
     EventsRequest,
     GenerationResult,
     InterpolateRequest,
@@ -56,7 +57,6 @@ from service.core.scoring.calibration import Calibration
 from service.core.scoring.classification import classify
 from service.core.scoring.critic import score
 from service.core.scoring.likelihood import likelihood, rows_for_image
-from service.core.scoring.scores import EventRows
 from service.errors import InvalidLatent, InvalidRequest, InvalidVector, OperationNotOffered
 
 Decoding = Generator[Call | Paint, Outputs, GenerationResult]

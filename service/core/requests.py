@@ -39,6 +39,10 @@ MAXIMUM_POINTS = 64
 """The most points that arithmetic adds, and that it subtracts."""
 
 
+EventRows = NDArray[Any]
+"""Levels of images, uint8 [N, H, W, C], or vectors, float32 [N, D]."""
+
+
 class DeferredRows(Protocol):
     """Rows that become an array where they are needed, at best together with those of others."""
 

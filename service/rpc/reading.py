@@ -243,11 +243,11 @@ def _only(rows: Images, error: type[InvalidRequest]) -> Any:
 
 
 def _events(message: Any) -> dict[str, Any]:
-    """Return the images or vectors of a request, by name; both where both are sent."""
+    """Return what is sent of the images and vectors of a request, by name."""
     given: dict[str, Any] = {}
     if message.HasField("vectors"):
         given["vectors"] = _rows(message.vectors)
-    if message.HasField("images") or not given:
+    if message.HasField("images"):
         given["images"] = _images(message.images, message.scale)
     return given
 

@@ -19,8 +19,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from service.core.manifest_parts import Digest, Part, Split, check_part
+from service.core.requests import EventRows
 from service.core.scoring import scores as scoring
-from service.core.scoring.scores import EventRows, Fit, Floats, Score, Statistics
+from service.core.scoring.scores import Fit, Floats, Score, Statistics
 from service.errors import ArtifactError, InvalidRequest, OutOfRange
 
 MINIMUM_IMAGES = 99
@@ -53,7 +54,8 @@ class Protocol(Part):
 class Data(Part):
     """The normal images: where they came from, and which were fitted on and which compared.
 
-    The hash of a split is the SHA-256 of the sorted SHA-256 digests of its images' levels.
+    The hash of a split is the SHA-256 of the sorted SHA-256 digests of the numbers of its
+    images or vectors.
     """
 
     source: str

@@ -15,6 +15,7 @@ from service.core.manifest_parts import Port
 from service.core.preprocess import binarise, item_keys
 from service.core.requests import (
     Array,
+    EventRows,
     LikelihoodRequest,
     LikelihoodResult,
     Limits,
@@ -31,7 +32,7 @@ from service.core.scoring.estimators import (
     marginalise_map,
     mean_log_weight,
 )
-from service.core.scoring.scores import EventRows, Statistic
+from service.core.scoring.scores import Statistic
 from service.errors import InvalidRequest
 
 Scoring = Generator[Call, Outputs, LikelihoodResult]

@@ -9,7 +9,7 @@ arXiv:1810.09136).
 import hashlib
 import zlib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ from service.errors import InvalidRequest
 
 Floats = NDArray[np.float64]
 Levels = NDArray[np.uint8]
-EventRows = NDArray[Any]
-"""Levels of images, uint8 [N, H, W, C], or vectors, float32 [N, D]."""
 
 Statistic = Literal[
     "log_likelihood",

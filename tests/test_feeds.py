@@ -180,7 +180,7 @@ async def test_a_bad_message_is_answered_with_its_error_and_the_stream_goes_on(
         "OPERATION_NOT_OFFERED",
         "OUT_OF_RANGE",
         "NOT_CALIBRATED",
-        "INVALID_IMAGE",
+        "INVALID_REQUEST",
         "MODEL_NOT_FOUND",
         "OUT_OF_RANGE",
         "",

@@ -252,8 +252,10 @@ def test_both_logs_say_one_request_by_its_id_and_nginx_its_address(
     stub = GenerationServiceStub(channel)
     with pytest.raises(grpc.RpcError):
         stub.GetModel(pb.GetModelRequest(model="nobody"), metadata=metadata, timeout=SECONDS)
+    metadata = (("x-request-id", "answered"),)
+    stub.ListModels(pb.ListModelsRequest(), metadata=metadata, timeout=SECONDS)
     named = client.get("/healthz").headers["x-request-id"]
-    ids = {"over-rest", "over-grpc", named}
+    ids = {"over-rest", "over-grpc", "answered", named}
     for log in (proxy.log, lambda: server.log):  # a line follows the answer
         wait_for(lambda log=log: ids <= {entry.get("request_id") for entry in log()})
     seen = {line["request_id"]: line for line in proxy.log()}
@@ -261,6 +263,7 @@ def test_both_logs_say_one_request_by_its_id_and_nginx_its_address(
     assert (seen["over-rest"]["path"], seen["over-rest"]["status"]) == ("/models/nobody", 404)
     not_found = str(grpc.StatusCode.NOT_FOUND.value[0])
     assert seen["over-grpc"]["grpc_status"] == not_found
+    assert seen["answered"]["grpc_status"] == "0"
     assert seen[named]["path"] == "/healthz", "an id that the server made"
 
 

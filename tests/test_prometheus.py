@@ -149,6 +149,7 @@ BUSY = (
     Load("/sample", {"model": "mnist-pixelcnn", "count": 4, "timeout_ms": 100}),  # too late
     Load("/sample/stream", {"model": "mnist-pixelcnn", "count": 1}),
     Load("/sample", {"model": "mnist-vae-2d"}),  # refused
+    Load("/sample", {"model": "checkerboard-ffjord"}),  # vectors
     Load("/sample", {"count": 0}),  # wrong
     likelihood(noise()),
 )

@@ -53,7 +53,7 @@ function figures(quality) {
     element("tbody", {}, quality.map((figure) => element("tr", { title: figure.protocol },
       element("th", { scope: "row" }, figure.name.replaceAll("_", " "), element("small", {}, ` ${figure.unit}`)),
       element("td", {}, precise(figure.value, 4), figure.standard_error && element("small", {}, ` ± ${precise(figure.standard_error, 1)}`)),
-      element("td", {}, figure.published ? element("span", { title: figure.published.source }, String(figure.published.value)) : "–")))));
+      element("td", {}, figure.published ? element("span", { title: figure.published.source }, precise(figure.published.value, 4)) : "–")))));
 }
 
 /** Samples, once they are on the screen; a model that would have to be loaded for them is asked for. */

@@ -22,6 +22,15 @@ LATENT_CONTROLS: dict[str, dict[str, Any]] = {
     "truncation": TRUNCATION,
 }
 
+LATENT_OPERATIONS: dict[str, dict[str, Any]] = {
+    "sample": {},
+    "encode": {},
+    "decode": {},
+    "reconstruct": {},
+    "interpolate": {},
+}
+"""What every model offers that maps events to latents and back."""
+
 BINARISATION: dict[str, Any] = {
     "levels": 2,
     "rules": ["threshold", "stochastic"],

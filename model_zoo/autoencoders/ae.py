@@ -19,7 +19,7 @@ from model_zoo.autoencoders.autoencoder_layers import (
     convolutional_encoder,
     normal_log_densities,
 )
-from model_zoo.cards import image_event, image_preprocess
+from model_zoo.cards import LATENT_OPERATIONS, image_event, image_preprocess
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import standard_error
@@ -162,13 +162,7 @@ class Autoencoder(Family):
                     "default": 1.0,
                 }
             },
-            operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
-            },
+            operations=LATENT_OPERATIONS,
         )
 
     def graphs(self) -> tuple[Graph, ...]:

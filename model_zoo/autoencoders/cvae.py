@@ -30,6 +30,7 @@ from model_zoo.autoencoders.autoencoder_layers import (
 )
 from model_zoo.cards import (
     BINARISATION,
+    LATENT_OPERATIONS,
     class_condition,
     image_event,
     image_preprocess,
@@ -220,11 +221,7 @@ class ConditionalVariationalAutoencoder(Family):
                 }
             },
             operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
+                **LATENT_OPERATIONS,
                 # Of each class, where none is given: few draws of each are many.
                 "likelihood": likelihood_bound("elbo", "iwae", draws=4),
             },

@@ -41,6 +41,7 @@ from model_zoo.autoregressive.masked_row import MaskedRow
 from model_zoo.autoregressive.scanned_row_step import ScannedRowStep
 from model_zoo.cards import (
     BINARISATION,
+    LATENT_OPERATIONS,
     TRUNCATION,
     image_event,
     image_preprocess,
@@ -214,11 +215,7 @@ class PixelVAE(Family):
                 "truncation": TRUNCATION,
             },
             operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
+                **LATENT_OPERATIONS,
                 "likelihood": likelihood_bound("elbo", "iwae", draws=16),
             },
             program="raster_rows",

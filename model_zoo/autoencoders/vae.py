@@ -28,6 +28,7 @@ from model_zoo.autoencoders.autoencoder_layers import (
 from model_zoo.cards import (
     BINARISATION,
     LATENT_CONTROLS,
+    LATENT_OPERATIONS,
     image_event,
     image_preprocess,
     likelihood_bound,
@@ -179,11 +180,7 @@ class VariationalAutoencoder(Family):
             latent=normal_latent(self.latent_size),
             controls=LATENT_CONTROLS,
             operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
+                **LATENT_OPERATIONS,
                 "likelihood": likelihood_bound("elbo", "iwae", draws=16),
             },
         )

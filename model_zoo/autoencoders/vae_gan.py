@@ -21,7 +21,13 @@ from model_zoo.autoencoders.autoencoder_layers import (
     kl_divergence,
     split_posterior,
 )
-from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
+from model_zoo.cards import (
+    LATENT_CONTROLS,
+    LATENT_OPERATIONS,
+    image_event,
+    image_preprocess,
+    normal_latent,
+)
 from model_zoo.data import in_chunks
 from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import normal_noise, standard_error
@@ -159,13 +165,7 @@ class AdversarialAutoencoder(Family):
             preprocess=image_preprocess(-1.0, 1.0),
             latent=normal_latent(self.latent_size),
             controls=LATENT_CONTROLS,
-            operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
-            },
+            operations=LATENT_OPERATIONS,
         )
 
     def graphs(self) -> tuple[Graph, ...]:

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from model_zoo.baselines.fitting import fitted, seed_of, squared_error
-from model_zoo.cards import LATENT_CONTROLS, image_event, image_preprocess, normal_latent
+from model_zoo.cards import (
+    LATENT_CONTROLS,
+    LATENT_OPERATIONS,
+    image_event,
+    image_preprocess,
+    normal_latent,
+)
 from model_zoo.dequantised import BIN_CENTRE, LIKELIHOOD, DequantisedDensity
 from model_zoo.family import Batch, Card, Figure, Function, Graph, Objective, Port
 from model_zoo.layers import LOG_TWO_PI
@@ -102,14 +108,7 @@ class ProbabilisticPCA(DequantisedDensity):
             preprocess=image_preprocess(0.0, 255.0, dequantisation="uniform"),
             latent=normal_latent(self.weight.shape[1]),
             controls=LATENT_CONTROLS,
-            operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
-                "likelihood": LIKELIHOOD,
-            },
+            operations={**LATENT_OPERATIONS, "likelihood": LIKELIHOOD},
         )
 
     def graphs(self) -> tuple[Graph, ...]:

@@ -19,6 +19,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from model_zoo.cards import (
     LATENT_CONTROLS,
+    LATENT_OPERATIONS,
     image_event,
     image_preprocess,
     normal_latent,
@@ -169,14 +170,7 @@ class FlowOfLevels(DequantisedDensity):
             preprocess=image_preprocess(0.0, 255.0, dequantisation="uniform"),
             latent=normal_latent(self.event_size),
             controls=LATENT_CONTROLS,
-            operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
-                "likelihood": LIKELIHOOD,
-            },
+            operations={**LATENT_OPERATIONS, "likelihood": LIKELIHOOD},
         )
 
     def graphs(self) -> tuple[Graph, ...]:

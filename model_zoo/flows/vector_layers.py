@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_zoo.cards import LATENT_CONTROLS, normal_latent, vector_event
+from model_zoo.cards import LATENT_CONTROLS, LATENT_OPERATIONS, normal_latent, vector_event
 from model_zoo.data import in_chunks
 from model_zoo.densities import DENSITIES
 from model_zoo.family import Batch, Card, Family, Figure, Function, Graph, Objective, Port
@@ -80,14 +80,7 @@ class FlowOfVectors(Family):
             preprocess=None,
             latent=normal_latent(self.vector_size),
             controls=LATENT_CONTROLS,
-            operations={
-                "sample": {},
-                "encode": {},
-                "decode": {},
-                "reconstruct": {},
-                "interpolate": {},
-                "likelihood": LIKELIHOOD,
-            },
+            operations={**LATENT_OPERATIONS, "likelihood": LIKELIHOOD},
         )
 
     def graphs(self) -> tuple[Graph, ...]:
